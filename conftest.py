@@ -1,0 +1,23 @@
+"""Options of the test suite, and how its root is collected."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--goldens DIR` replays another set of golden cases."""
+    parser.addoption(
+        "--goldens",
+        metavar="DIR",
+        default=str(ROOT / "tests" / "goldens" / "public"),
+        help="folder with cases.json and arrays (tests/goldens/FORMAT.md); default: the public set",
+    )
+    parser.addoption("--seed", type=int, default=0, help="offset of the random seeds the tests draw with")
+
+
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Dir | None:
+    """The root is the node pack, a package in ComfyUI's eyes only: importing it here would shadow `nodes`."""
+    return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None

@@ -1,0 +1,1 @@
+"""Denoising of videos of any length: windows, noise, guidance, schedulers, and one fused model evaluation."""

@@ -1,0 +1,1 @@
+"""The networks: one network or building block per file."""

@@ -1,0 +1,136 @@
+"""Where a network's leaf layers come from, and how they are called on channels-last video.
+
+Activations are `(b, t, h, w, c)` everywhere. A network builds its composite structure itself and takes every leaf
+(Linear, Conv, Norm) from a factory, under the published name: without a host the factory makes new layers, inside a
+host it lends the host's own module objects, so that the host stays the owner of the weights.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .attention import AttentionFunction, scaled_dot_product
+
+
+class LayerFactory(Protocol):
+    """`factory(name, kind, *shape)` gives the leaf called `name`.
+
+    Kinds: `linear` (in, out, bias), `conv2d` (in, out, kernel, stride, padding), `temporal_conv` (in, out: 3 taps over
+    time), `group_norm` (groups, channels, eps), `layer_norm` (channels, eps), `parameter` (shape).
+    """
+
+    def __call__(self, name: str, kind: str, *shape: Any) -> Any: ...
+
+
+class Borrowed:
+    """A leaf that belongs to somebody else: callable, but invisible to `parameters()`, `state_dict()` and `to()`."""
+
+    __slots__ = ("layer",)
+
+    def __init__(self, layer: nn.Module):
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def new_layers(operations: Any = nn, *, device: Any = None, dtype: torch.dtype | None = None) -> LayerFactory:
+    """A factory of new layers from an `operations` namespace shaped like `torch.nn`."""
+
+    def make(name: str, kind: str, *shape: Any) -> Any:
+        place = {"device": device, "dtype": dtype}
+        if kind == "linear":
+            n_in, n_out, bias = shape
+            return operations.Linear(n_in, n_out, bias=bias, **place)
+        if kind == "conv2d":
+            n_in, n_out, kernel, stride, padding = shape
+            return operations.Conv2d(n_in, n_out, kernel, stride=stride, padding=padding, **place)
+        if kind == "temporal_conv":
+            n_in, n_out = shape
+            return operations.Conv3d(n_in, n_out, (3, 1, 1), padding=(1, 0, 0), **place)
+        if kind == "group_norm":
+            groups, channels, eps = shape
+            return operations.GroupNorm(groups, channels, eps=eps, **place)
+        if kind == "layer_norm":
+            channels, eps = shape
+            return operations.LayerNorm(channels, eps=eps, **place)
+        if kind == "parameter":
+            return nn.Parameter(torch.ones(*shape, **place))
+        raise ValueError(f"unknown kind of layer {kind!r} for {name!r}")
+
+    return make
+
+
+def hosted_layers(host: Mapping[str, nn.Module], otherwise: LayerFactory) -> LayerFactory:
+    """Lends the leaves in `host` (published name -> module object); all others come from `otherwise`."""
+
+    def make(name: str, kind: str, *shape: Any) -> Any:
+        layer = host.get(name)
+        return otherwise(name, kind, *shape) if layer is None else Borrowed(layer)
+
+    return make
+
+
+class Layers:
+    """A factory together with the place in the network where it is used, and the host's attention function."""
+
+    def __init__(self, factory: LayerFactory, name: str = "", attention: AttentionFunction = scaled_dot_product):
+        self.factory = factory
+        self.name = name
+        self.attention = attention
+
+    def at(self, *parts: str | int) -> "Layers":
+        """The place below this one, e.g. `layers.at("down_blocks", 0)`."""
+        return Layers(self.factory, ".".join([*([self.name] if self.name else []), *map(str, parts)]), self.attention)
+
+    def _leaf(self, name: str, kind: str, *shape: Any) -> Any:
+        return self.factory(f"{self.name}.{name}" if self.name else name, kind, *shape)
+
+    def linear(self, name: str, n_in: int, n_out: int, *, bias: bool = True) -> Any:
+        """Linear over the last axis."""
+        return self._leaf(name, "linear", n_in, n_out, bias)
+
+    def conv2d(self, name: str, n_in: int, n_out: int, *, kernel: int = 3, stride: int = 1) -> Any:
+        """Convolution of single frames, padded to keep the size; call it through `per_frame`."""
+        return self._leaf(name, "conv2d", n_in, n_out, kernel, stride, kernel // 2)
+
+    def temporal_conv(self, name: str, n_in: int, n_out: int) -> Any:
+        """Convolution with 3 taps over time, zero padded; call it through `per_clip`."""
+        return self._leaf(name, "temporal_conv", n_in, n_out)
+
+    def group_norm(self, name: str, groups: int, channels: int, *, eps: float) -> Any:
+        """Group norm: over (h, w) through `per_frame`, over (t, h, w) through `per_clip`."""
+        return self._leaf(name, "group_norm", groups, channels, eps)
+
+    def layer_norm(self, name: str, channels: int) -> Any:
+        """Layer norm over the channels. The original runs two of three with eps 0; either suits the weights (musev.md 8.3)."""
+        return self._leaf(name, "layer_norm", channels, 1e-5)
+
+    def parameter(self, name: str, *shape: int) -> nn.Parameter:
+        """A bare parameter of a composite."""
+        return self._leaf(name, "parameter", *shape)
+
+
+class Group(nn.Module):
+    """Gives leaves the numbered names they have in the published files, e.g. `to_out.0`."""
+
+    def __init__(self, **leaves: Any):
+        super().__init__()
+        for name, leaf in leaves.items():
+            setattr(self, name.removeprefix("_"), leaf)
+
+    def __getitem__(self, name: str) -> Callable[[Tensor], Tensor]:
+        return getattr(self, name)
+
+
+def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Calls a layer that expects `(n, c, h, w)` on every frame of `x (b, t, h, w, c)`."""
+    y = layer(x.flatten(0, 1).permute(0, 3, 1, 2))
+    return y.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
+
+
+def per_clip(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Calls a layer that expects `(b, c, t, h, w)` on `x (b, t, h, w, c)`."""
+    return layer(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).contiguous()

@@ -1,0 +1,100 @@
+"""MuseV's layers over time: convolution (musev.md 2.3) and transformer (musev.md 2.4)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import AttentionFunction
+from .layers import Group, Layers, per_clip
+from .transformer import FeedForward
+
+TEMPORAL_CONV_GROUPS = 32  # whatever the rest of the network uses
+
+
+class TemporalConv(nn.Module):
+    """Four convolutions over time, `x + |w| * conv(x)` with one learned weight.
+
+    The group norms' statistics span time as well, so a frame's result depends on the window it is in (musev.md 8.4).
+    """
+
+    def __init__(self, layers: Layers, channels: int):
+        super().__init__()
+        for stage in range(1, 5):
+            place = layers.at(f"conv{stage}")
+            norm = place.group_norm("0", TEMPORAL_CONV_GROUPS, channels, eps=1e-5)
+            # a dropout sits at index 2 of the later stages in the published files
+            conv = "2" if stage == 1 else "3"
+            setattr(self, f"conv{stage}", Group(_0=norm, **{f"_{conv}": place.temporal_conv(conv, channels, channels)}))
+        self.temporal_weight = layers.parameter("temporal_weight", 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(b, t, h, w, c)`."""
+        h = x
+        for stage, conv in ((self.conv1, "2"), (self.conv2, "3"), (self.conv3, "3"), (self.conv4, "3")):
+            h = per_clip(stage[conv], F.silu(per_clip(stage["0"], h)))
+        return x + h * self.temporal_weight.abs().to(h.dtype)
+
+
+class TemporalSelfAttention(nn.Module):
+    """Full attention over the frames of a window, separately at every pixel."""
+
+    def __init__(self, layers: Layers, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.attention: AttentionFunction = layers.attention
+        self.to_q = layers.linear("to_q", channels, channels, bias=False)
+        self.to_k = layers.linear("to_k", channels, channels, bias=False)
+        self.to_v = layers.linear("to_v", channels, channels, bias=False)
+        self.to_out = Group(_0=layers.at("to_out").linear("0", channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(b, t, n, c)`."""
+        d = x.shape[-1] // self.heads
+
+        def pixels_as_heads(y: Tensor) -> Tensor:  # (b, n heads, t, d), a view: nothing is copied to bring time inside
+            return y.flatten(2).unflatten(2, (-1, d)).transpose(1, 2)
+
+        q, k, v = (pixels_as_heads(project(x)) for project in (self.to_q, self.to_k, self.to_v))
+        out = self.attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return self.to_out["0"](out)
+
+
+class TemporalTransformerBlock(nn.Module):
+    """Two self attentions over time (the second stands where cross attention usually does) and a feed forward."""
+
+    def __init__(self, layers: Layers, channels: int, heads: int):
+        super().__init__()
+        self.norm1 = layers.layer_norm("norm1", channels)
+        self.attn1 = TemporalSelfAttention(layers.at("attn1"), channels, heads)
+        self.norm2 = layers.layer_norm("norm2", channels)
+        self.attn2 = TemporalSelfAttention(layers.at("attn2"), channels, heads)
+        self.norm3 = layers.layer_norm("norm3", channels)
+        self.ff = FeedForward(layers.at("ff"), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(b, t, n, c)`."""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x))
+        return x + self.ff(self.norm3(x))
+
+
+class TemporalTransformer(nn.Module):
+    """`x + |w| * transformer(x + frame embedding)` over the frames of a window."""
+
+    def __init__(self, layers: Layers, channels: int, heads: int, groups: int, frame_embed_dim: int):
+        super().__init__()
+        self.norm = layers.group_norm("norm", groups, channels, eps=1e-6)
+        self.proj_in = layers.linear("proj_in", channels, channels)
+        self.frame_emb_proj = layers.linear("frame_emb_proj", frame_embed_dim, channels)
+        self.transformer_blocks = nn.ModuleList(
+            [TemporalTransformerBlock(layers.at("transformer_blocks", 0), channels, heads)]
+        )
+        self.proj_out = layers.linear("proj_out", channels, channels)
+        self.temporal_weight = layers.parameter("temporal_weight", 1)
+
+    def forward(self, x: Tensor, frame_embedding: Tensor) -> Tensor:
+        """`x (b, t, h, w, c)`, `frame_embedding (1 or b, t, dim)`."""
+        h = self.proj_in(per_clip(self.norm, x).flatten(2, 3))  # (b, t, h w, c)
+        h = h + self.frame_emb_proj(F.silu(frame_embedding))[:, :, None]
+        for block in self.transformer_blocks:
+            h = block(h)
+        return x + self.proj_out(h).view(x.shape) * self.temporal_weight.abs().to(x.dtype)

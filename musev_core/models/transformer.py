@@ -1,0 +1,177 @@
+"""Spatial transformer of Stable Diffusion with MuseV's additions (musev.md 2.6)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import AttentionFunction, heads_first, heads_last
+from .conditions import ClipConditions
+from .layers import Group, Layers, per_frame
+
+
+def take_frames(x: Tensor, frames: Sequence[int]) -> Tensor:
+    """Frames of `x (b, t, ...)` by number, without index tensors: those would stall a GPU."""
+    first, count = frames[0], len(frames)
+    if list(frames) == list(range(first, first + count)):
+        return x[:, first : first + count]
+    return torch.cat([x[:, i : i + 1] for i in frames], dim=1)
+
+
+class SelfAttention(nn.Module):
+    """Attention among the tokens of a frame, and from every frame to the condition frames.
+
+    "Reference only": the condition frames' keys and values of the same layer are appended to every frame's, also to
+    their own, without parameters of its own.
+    """
+
+    def __init__(self, layers: Layers, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.attention: AttentionFunction = layers.attention
+        self.to_q = layers.linear("to_q", channels, channels, bias=False)
+        self.to_k = layers.linear("to_k", channels, channels, bias=False)
+        self.to_v = layers.linear("to_v", channels, channels, bias=False)
+        self.to_out = Group(_0=layers.at("to_out").linear("0", channels, channels))
+
+    def forward(self, x: Tensor, condition_frames: Sequence[int] = (), extra_tokens: Tensor | None = None) -> Tensor:
+        """`x (b, t, n, c)`; `extra_tokens (b, m, c)` are seen by every frame."""
+        b, t, n, c = x.shape
+        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
+        shared = []
+        if condition_frames:
+            shared.append(tuple(take_frames(y, condition_frames).reshape(b, 1, -1, c) for y in (k, v)))
+        if extra_tokens is not None:
+            shared.append((self.to_k(extra_tokens)[:, None], self.to_v(extra_tokens)[:, None]))
+        if shared:
+            k = torch.cat([k, *(s[0].expand(b, t, -1, c) for s in shared)], dim=2)
+            v = torch.cat([v, *(s[1].expand(b, t, -1, c) for s in shared)], dim=2)
+        q, k, v = (heads_first(y.flatten(0, 1), self.heads) for y in (q, k, v))
+        out = heads_last(self.attention(q, k, v))  # (b t, n, c)
+        return self.to_out["0"](out).view(b, t, n, c)
+
+
+class CrossAttention(nn.Module):
+    """Attention to the prompt, plus one decoupled term each for image and face tokens (IP-Adapter, arXiv:2308.06721)."""
+
+    def __init__(
+        self, layers: Layers, channels: int, heads: int, context_dim: int, *, image_prompt: bool, face_prompt: bool
+    ):
+        super().__init__()
+        self.heads = heads
+        self.name = layers.name
+        self.attention: AttentionFunction = layers.attention
+        self.to_q = layers.linear("to_q", channels, channels, bias=False)
+        self.to_k = layers.linear("to_k", context_dim, channels, bias=False)
+        self.to_v = layers.linear("to_v", context_dim, channels, bias=False)
+        self.to_out = Group(_0=layers.at("to_out").linear("0", channels, channels))
+        self.image_prompt = image_prompt
+        self.face_prompt = face_prompt
+        if image_prompt:
+            self.to_k_ip = layers.linear("to_k_ip", context_dim, channels, bias=False)
+            self.to_v_ip = layers.linear("to_v_ip", context_dim, channels, bias=False)
+        if face_prompt:
+            self.ip_adapter_face_to_k_ip = layers.linear("ip_adapter_face_to_k_ip", context_dim, channels, bias=False)
+            self.ip_adapter_face_to_v_ip = layers.linear("ip_adapter_face_to_v_ip", context_dim, channels, bias=False)
+
+    def forward(self, x: Tensor, clip: ClipConditions) -> Tensor:
+        """`x (b, t, n, c)`, where b is the clip's rows times windows."""
+        q = self.to_q(x)
+        out = self._attend(q, "text", clip.text, self.to_k, self.to_v, clip)
+        if self.image_prompt and clip.image_tokens is not None and clip.image_scale > 0:
+            term = self._attend(q, "image", clip.image_tokens, self.to_k_ip, self.to_v_ip, clip)
+            out = torch.add(out, term, alpha=clip.image_scale)
+        if self.face_prompt and clip.face_tokens is not None and clip.face_scale > 0:
+            to_k, to_v = self.ip_adapter_face_to_k_ip, self.ip_adapter_face_to_v_ip
+            term = self._attend(q, "face", clip.face_tokens, to_k, to_v, clip)
+            out = torch.add(out, term, alpha=clip.face_scale)
+        return self.to_out["0"](out)
+
+    def _attend(self, q: Tensor, what: str, tokens: Tensor, to_k, to_v, clip: ClipConditions) -> Tensor:
+        tokens = tokens.flatten(0, -3)  # a prompt per frame becomes rows of its own
+        key, value = clip.once(
+            (self.name, what),
+            lambda: tuple(heads_first(y, self.heads) for y in (to_k(tokens), to_v(tokens))),
+        )
+        # all queries of a row share its keys, whatever frame or window they come from
+        rows = q.reshape(tokens.shape[0], -1, q.shape[-1])
+        return heads_last(self.attention(heads_first(rows, self.heads), key, value)).view(q.shape)
+
+
+class FeedForward(nn.Module):
+    """GEGLU: half of the first projection gates the other half (arXiv:2002.05202)."""
+
+    def __init__(self, layers: Layers, channels: int):
+        super().__init__()
+        net = layers.at("net")
+        proj = net.at("0").linear("proj", channels, 8 * channels)
+        self.net = Group(_0=Group(proj=proj), _2=net.linear("2", 4 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., c)`."""
+        value, gate = self.net["0"]["proj"](x).chunk(2, dim=-1)  # type: ignore[index]
+        return self.net["2"](value * F.gelu(gate))
+
+
+class TransformerBlock(nn.Module):
+    """Self attention, cross attention, feed forward, each on a normed copy and added back."""
+
+    def __init__(self, layers: Layers, channels: int, heads: int, context_dim: int, **prompts: bool):
+        super().__init__()
+        self.norm1 = layers.layer_norm("norm1", channels)
+        self.attn1 = SelfAttention(layers.at("attn1"), channels, heads)
+        self.norm2 = layers.layer_norm("norm2", channels)
+        self.attn2 = CrossAttention(layers.at("attn2"), channels, heads, context_dim, **prompts)
+        self.norm3 = layers.layer_norm("norm3", channels)
+        self.ff = FeedForward(layers.at("ff"), channels)
+
+    def forward(
+        self, x: Tensor, clip: ClipConditions, condition_frames: Sequence[int], extra_tokens: Tensor | None
+    ) -> Tensor:
+        """`x (b, t, n, c)`."""
+        x = x + self.attn1(self.norm1(x), condition_frames, extra_tokens)
+        x = x + self.attn2(self.norm2(x), clip)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """One transformer block over the pixels of each frame, between 1x1 convolutions."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        channels: int,
+        heads: int,
+        context_dim: int,
+        groups: int,
+        *,
+        image_prompt: bool = False,
+        face_prompt: bool = False,
+    ):
+        super().__init__()
+        self.norm = layers.group_norm("norm", groups, channels, eps=1e-6)
+        self.proj_in = layers.conv2d("proj_in", channels, channels, kernel=1)
+        block = TransformerBlock(
+            layers.at("transformer_blocks", 0),
+            channels,
+            heads,
+            context_dim,
+            image_prompt=image_prompt,
+            face_prompt=face_prompt,
+        )
+        self.transformer_blocks = nn.ModuleList([block])
+        self.proj_out = layers.conv2d("proj_out", channels, channels, kernel=1)
+
+    def forward(
+        self,
+        x: Tensor,
+        clip: ClipConditions,
+        condition_frames: Sequence[int] = (),
+        extra_tokens: Tensor | None = None,
+    ) -> Tensor:
+        """`x (b, t, h, w, c)`; `extra_tokens (b, m, c)`: further keys of the self attention."""
+        h = per_frame(self.proj_in, per_frame(self.norm, x)).flatten(2, 3)  # (b, t, h w, c)
+        for block in self.transformer_blocks:
+            h = block(h, clip, condition_frames, extra_tokens)
+        return x + per_frame(self.proj_out, h.view(x.shape))

@@ -1,0 +1,152 @@
+"""MuseV's UNet (musev.md 2)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import UNetConfig
+from .blocks import CallState, DownBlock, MidBlock, UpBlock
+from .conditions import ClipConditions, ControlResiduals
+from .embeddings import EmbeddingMLP
+from .layers import Layers, new_layers, per_frame
+from .reference_fusion import ReferenceFusion
+from .temporal import TEMPORAL_CONV_GROUPS, TemporalTransformer
+
+
+class MuseVUNet(nn.Module):
+    """Predicts the noise in a window of frames, some of which are clean condition frames.
+
+    Args:
+        config: sizes and switches; `config.temporal=False` gives the plain Stable Diffusion UNet.
+        layers: where the leaf layers come from; new ones by default.
+    """
+
+    def __init__(self, config: UNetConfig, layers: Layers | None = None):
+        super().__init__()
+        layers = layers or Layers(new_layers())
+        self.config = config
+        widths = config.block_out_channels
+        self.conv_in = layers.conv2d("conv_in", config.in_channels, widths[0])
+        self.time_embedding = EmbeddingMLP(layers.at("time_embedding"), widths[0], config.time_embed_dim)
+        if config.temporal:
+            self.frame_embedding = EmbeddingMLP(layers.at("frame_embedding"), widths[0], config.time_embed_dim)
+        if config.input_temporal_transformer:
+            self.transformer_in = TemporalTransformer(
+                layers.at("transformer_in"), widths[0], config.num_heads, TEMPORAL_CONV_GROUPS, config.time_embed_dim
+            )
+        if config.reference_fusion:
+            self.first_refer_emb_attns = ReferenceFusion(
+                layers.at("first_refer_emb_attns"), widths[0], config.num_heads
+            )
+        self.down_blocks = nn.ModuleList(
+            DownBlock(layers.at("down_blocks", i), i, widths[max(i - 1, 0)], width, config)
+            for i, width in enumerate(widths)
+        )
+        self.mid_block = MidBlock(layers.at("mid_block"), widths[-1], config)
+        if config.reference_fusion:
+            self.mid_block_refer_emb_attns = ReferenceFusion(
+                layers.at("mid_block_refer_emb_attns"), widths[-1], config.num_heads
+            )
+        rising = widths[::-1]
+        self.up_blocks = nn.ModuleList(
+            UpBlock(
+                layers.at("up_blocks", i),
+                i,
+                rising[max(i - 1, 0)],
+                width,
+                rising[min(i + 1, len(rising) - 1)],
+                config,
+            )
+            for i, width in enumerate(rising)
+        )
+        self.conv_norm_out = layers.group_norm("conv_norm_out", config.norm_groups, widths[0], eps=1e-5)
+        self.conv_out = layers.conv2d("conv_out", widths[0], config.out_channels)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        clip: ClipConditions,
+        *,
+        condition_frames: Sequence[int] = (),
+        motion_speed: float = 8.0,
+        frame_index: Tensor | None = None,
+        control: ControlResiduals | None = None,
+        skip_temporal: bool = False,
+    ) -> Tensor:
+        """One prediction for `sample (b, 4, t, h, w)`, of the same shape.
+
+        Args:
+            sample: noisy frames, scaled for the model, among clean condition frames; b = rows * windows.
+            timestep: one number, or `(b,)`.
+            clip: prompts and pictures, see `ClipConditions`.
+            condition_frames: positions of the clean frames in the window.
+            motion_speed: factor of the frame index, which is then truncated; larger means faster motion. The released
+                models were trained with 8 to 16; `musev` ignores it.
+            frame_index: `(t,)` or `(b, t)`, instead of 0, 1, 2, ... times the motion speed.
+            control: additions to the skip connections and the mid block.
+            skip_temporal: treat every frame as a picture of its own.
+        """
+        config = self.config
+        b, _, t, _, _ = sample.shape
+        condition_frames = tuple(condition_frames) if t > 1 else ()
+        x = sample.permute(0, 2, 3, 4, 1)  # (b, t, h, w, c)
+        frames = None
+        if config.temporal and not skip_temporal:
+            frames = self._frame_embedding(clip, t, motion_speed, frame_index, x)
+        state = CallState(clip, self._time_embedding(timestep, t, condition_frames, x), frames, condition_frames)
+
+        x = per_frame(self.conv_in, x)
+        if config.input_temporal_transformer and frames is not None:
+            x = self.transformer_in(x, frames)
+        if config.reference_fusion and clip.reference is not None:
+            x = self.first_refer_emb_attns(x, clip.reference.down[0], clip)
+        residuals = [x]
+        for block in self.down_blocks:
+            x, new = block(x, state)
+            residuals += new
+        if control is not None:
+            residuals = [
+                x + extra.permute(0, 2, 3, 1).unflatten(0, (b, t))
+                for x, extra in zip(residuals, control.down, strict=True)
+            ]
+
+        x = self.mid_block(x, state)
+        if config.reference_fusion and clip.reference is not None:
+            x = self.mid_block_refer_emb_attns(x, clip.reference.mid, clip)
+        if control is not None and control.mid is not None:
+            x = x + control.mid.permute(0, 2, 3, 1).unflatten(0, (b, t))
+
+        for block in self.up_blocks:
+            x = block(x, residuals, state)
+        x = per_frame(self.conv_out, F.silu(per_frame(self.conv_norm_out, x)))
+        return x.permute(0, 4, 1, 2, 3)  # (b, c, t, h, w)
+
+    def _time_embedding(
+        self, timestep: Tensor | float, t: int, condition_frames: tuple[int, ...], x: Tensor
+    ) -> Tensor:
+        """`(1 or b, 1 or t, dim)`, after its SiLU and zero for condition frames in the models which want it so."""
+        if not isinstance(timestep, Tensor):
+            timestep = x.new_full((), timestep, dtype=torch.float32)
+        emb = F.silu(self.time_embedding(timestep.reshape(-1, 1), x.dtype))
+        if condition_frames and self.config.zero_condition_time_embedding:
+            zero = torch.zeros_like(emb)
+            emb = torch.cat([zero if i in condition_frames else emb for i in range(t)], dim=1)
+        return emb
+
+    def _frame_embedding(
+        self, clip: ClipConditions, t: int, motion_speed: float, frame_index: Tensor | None, x: Tensor
+    ) -> Tensor:
+        """`(1 or b, t, dim)`."""
+        speed = motion_speed if self.config.motion_speed else 1.0
+
+        def embed(index: Tensor) -> Tensor:
+            emb = self.frame_embedding(index, x.dtype)
+            return F.silu(emb) if self.config.silu_on_frame_embedding else emb
+
+        if frame_index is not None:
+            return embed(frame_index.reshape(-1, t))
+        # the product is truncated, as in training
+        return clip.once(("frames", t, speed), lambda: embed((torch.arange(t, device=x.device) * speed).long()[None]))

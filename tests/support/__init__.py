@@ -1,0 +1,1 @@
+"""Shared by the tests: deterministic numbers, small real models, and the replay of golden cases."""
