@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..config import UNetConfig
 from .conditions import ClipConditions
-from .layers import Layers, per_frame
+from .layers import Layers, norm_per_frame, per_frame
 from .reference_fusion import ReferenceFusion, reference_indices
 from .temporal import TemporalConv, TemporalTransformer
 from .transformer import SpatialTransformer
@@ -47,9 +47,9 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor, time_embedding: Tensor) -> Tensor:
         """`(b, t, h, w, c_in)` to `(b, t, h, w, c_out)`."""
-        h = per_frame(self.conv1, F.silu(per_frame(self.norm1, x)))
+        h = per_frame(self.conv1, F.silu(norm_per_frame(self.norm1, x)))
         h = h + self.time_emb_proj(time_embedding)[:, :, None, None]
-        h = per_frame(self.conv2, F.silu(per_frame(self.norm2, h)))
+        h = per_frame(self.conv2, F.silu(norm_per_frame(self.norm2, h)))
         return h + (x if self.conv_shortcut is None else per_frame(self.conv_shortcut, x))
 
 

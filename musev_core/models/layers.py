@@ -101,7 +101,7 @@ class Layers:
         return self._leaf(name, "temporal_conv", n_in, n_out)
 
     def group_norm(self, name: str, groups: int, channels: int, *, eps: float) -> Any:
-        """Group norm: over (h, w) through `per_frame`, over (t, h, w) through `per_clip`."""
+        """Group norm: over (h, w) through `norm_per_frame`, over (t, h, w) through `norm_per_clip`."""
         return self._leaf(name, "group_norm", groups, channels, eps)
 
     def layer_norm(self, name: str, channels: int) -> Any:
@@ -129,6 +129,25 @@ def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Calls a layer that expects `(n, c, h, w)` on every frame of `x (b, t, h, w, c)`."""
     y = layer(x.flatten(0, 1).permute(0, 3, 1, 2))
     return y.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
+
+
+# torch's channels-last group norm on the CPU subtracts squares, which loses digits where a group holds few values
+_FEW_POSITIONS = 64
+
+
+def norm_per_frame(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Group norm of every frame of `x (b, t, h, w, c)` over (h, w)."""
+    if x.is_cpu and x.shape[2] * x.shape[3] < _FEW_POSITIONS:
+        y = norm(x.flatten(2, 3).flatten(0, 1).transpose(1, 2).contiguous())  # (b t, c, h w)
+        return y.transpose(1, 2).reshape(x.shape)
+    return per_frame(norm, x)
+
+
+def norm_per_clip(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Group norm of `x (b, t, h, w, c)` over (t, h, w)."""
+    if x.is_cpu and x.shape[1] * x.shape[2] * x.shape[3] < _FEW_POSITIONS:
+        return norm(x.flatten(1, 3).transpose(1, 2).contiguous()).transpose(1, 2).reshape(x.shape)
+    return per_clip(norm, x)
 
 
 def per_clip(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

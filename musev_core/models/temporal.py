@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import AttentionFunction
-from .layers import Group, Layers, per_clip
+from .layers import Group, Layers, norm_per_clip, per_clip
 from .transformer import FeedForward
 
 TEMPORAL_CONV_GROUPS = 32  # whatever the rest of the network uses
@@ -30,7 +30,7 @@ class TemporalConv(nn.Module):
         """`(b, t, h, w, c)`."""
         h = x
         for stage, conv in ((self.conv1, "2"), (self.conv2, "3"), (self.conv3, "3"), (self.conv4, "3")):
-            h = per_clip(stage[conv], F.silu(per_clip(stage["0"], h)))
+            h = per_clip(stage[conv], F.silu(norm_per_clip(stage["0"], h)))
         return x + h * self.temporal_weight.abs().to(h.dtype)
 
 
@@ -93,7 +93,7 @@ class TemporalTransformer(nn.Module):
 
     def forward(self, x: Tensor, frame_embedding: Tensor) -> Tensor:
         """`x (b, t, h, w, c)`, `frame_embedding (1 or b, t, dim)`."""
-        h = self.proj_in(per_clip(self.norm, x).flatten(2, 3))  # (b, t, h w, c)
+        h = self.proj_in(norm_per_clip(self.norm, x).flatten(2, 3))  # (b, t, h w, c)
         h = h + self.frame_emb_proj(F.silu(frame_embedding))[:, :, None]
         for block in self.transformer_blocks:
             h = block(h)

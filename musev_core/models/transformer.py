@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .attention import AttentionFunction, heads_first, heads_last
 from .conditions import ClipConditions
-from .layers import Group, Layers, per_frame
+from .layers import Group, Layers, norm_per_frame, per_frame
 
 
 def take_frames(x: Tensor, frames: Sequence[int]) -> Tensor:
@@ -171,7 +171,7 @@ class SpatialTransformer(nn.Module):
         extra_tokens: Tensor | None = None,
     ) -> Tensor:
         """`x (b, t, h, w, c)`; `extra_tokens (b, m, c)`: further keys of the self attention."""
-        h = per_frame(self.proj_in, per_frame(self.norm, x)).flatten(2, 3)  # (b, t, h w, c)
+        h = per_frame(self.proj_in, norm_per_frame(self.norm, x)).flatten(2, 3)  # (b, t, h w, c)
         for block in self.transformer_blocks:
             h = block(h, clip, condition_frames, extra_tokens)
         return x + per_frame(self.proj_out, h.view(x.shape))

@@ -10,7 +10,7 @@ from ..config import UNetConfig
 from .blocks import CallState, DownBlock, MidBlock, UpBlock
 from .conditions import ClipConditions, ControlResiduals
 from .embeddings import EmbeddingMLP
-from .layers import Layers, new_layers, per_frame
+from .layers import Layers, new_layers, norm_per_frame, per_frame
 from .reference_fusion import ReferenceFusion
 from .temporal import TEMPORAL_CONV_GROUPS, TemporalTransformer
 
@@ -121,7 +121,7 @@ class MuseVUNet(nn.Module):
 
         for block in self.up_blocks:
             x = block(x, residuals, state)
-        x = per_frame(self.conv_out, F.silu(per_frame(self.conv_norm_out, x)))
+        x = per_frame(self.conv_out, F.silu(norm_per_frame(self.conv_norm_out, x)))
         return x.permute(0, 4, 1, 2, 3)  # (b, c, t, h, w)
 
     def _time_embedding(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from musev_core.denoise.denoiser import Control, DenoiserOptions, control_residuals
 from musev_core.denoise.guidance import guidance_schedule
 from musev_core.denoise.noise import NoiseOptions, image_based_noise, noise_source, video_noise
 from musev_core.denoise.schedulers import VideoScheduler
 from musev_core.denoise.windows import WindowOptions, context_windows
+from musev_core.encoders import FacePromptEncoder, ImagePromptEncoder, decode_latents, encode_latents
+from musev_core.images import clip_pixel_values, fit_images, fit_video, match_histograms, to_vae_input
 from musev_core.models.conditions import ClipConditions, ControlResiduals, ReferenceFeatures
 from musev_core.models.ip_adapter import image_projection
 from musev_core.models.layers import Layers, new_layers
 from musev_core.models.reference_fusion import ReferenceFusion
 from musev_core.models.temporal import TemporalConv, TemporalTransformer
 from musev_core.models.transformer import SpatialTransformer
+from musev_core.pipeline import ClipInputs, MuseVPipeline, Observer, SamplingOptions, VideoRequest
+from musev_core.text import encode_prompts, parse_weights, weighted_tokens
 
 from . import golden_models as models
 from .numbers import det, det_image, fill
@@ -246,6 +251,243 @@ def guidance(goldens: GoldenSet, case: dict) -> Results:
     }
 
 
+def controlnet(goldens: GoldenSet, case: dict) -> Results:
+    inputs = goldens.inputs(case)
+    sample = inputs["sample"]
+    control = Control(
+        models.controlnet(case["model"]["size"], case["model"]["seed"]), inputs["control_image"], case["control_scale"]
+    )
+    b, t = sample.shape[0], sample.shape[2]
+    # one clip per row, so that every row of the case may have hints of its own
+    parts = []
+    for i in range(b):
+        control.hints = inputs["control_image"][i * t : (i + 1) * t]
+        clip = ClipConditions(text=inputs["context"][i : i + 1])
+        parts.append(
+            control_residuals([control], sample[i : i + 1], torch.tensor(case["timestep"]), clip, [list(range(t))])
+        )
+    results = {f"down_{i:02}": torch.cat(x) for i, x in enumerate(zip(*(p.down for p in parts), strict=True))}
+    return results | {"mid": torch.cat([p.mid for p in parts])}
+
+
+def text_weights(goldens: GoldenSet, case: dict) -> Results:
+    tokens, weights = weighted_tokens(models.StandInTokenizer(), case["text"], case["max_tokens"])
+    parsed = [list(part) for part in parse_weights(case["text"])]
+    return {"expected": {"parsed": parsed, "tokens": tokens, "weights": weights}}
+
+
+def text_embedding(goldens: GoldenSet, case: dict) -> Results:
+    encoder = models.text_encoder(case["model"]["seed"])
+    return {"context": encode_prompts(models.StandInTokenizer(), encoder, case["prompt"], case["negative_prompt"])}
+
+
+def as_frames(x: Tensor) -> Tensor:
+    """`(b, 3, t, H, W)` to `(b t, H, W, 3)`."""
+    return x.permute(0, 2, 3, 4, 1).flatten(0, 1)
+
+
+def as_video(x: Tensor, b: int = 1) -> Tensor:
+    """`(b t, H, W, 3)` to `(b, 3, t, H, W)`."""
+    return x.unflatten(0, (b, -1)).permute(0, 4, 1, 2, 3)
+
+
+def image_prep(goldens: GoldenSet, case: dict) -> Results:
+    image = goldens.input(case["inputs"]["image"])
+    frames, b = as_frames(image), image.shape[0]
+    if case["method"] == "to_vae_input":
+        output = to_vae_input(frames)
+    else:
+        fit = {"crop_resize_image": fit_images, "crop_resize_video": fit_video}[case["method"]]
+        output = as_video(fit(frames, case["target_height"], case["target_width"], legacy=True), b)
+    return {"input": image, "output": output}
+
+
+def clip_image(goldens: GoldenSet, case: dict) -> Results:
+    frames = as_frames(goldens.input(case["inputs"]["image"]))
+    pixels = clip_pixel_values(frames, height=case["target_height"], width=case["target_width"], legacy=True)
+    s = case["pixel_stride"]
+    embedding = models.image_encoder(case["model"]["seed"])(pixels).image_embeds
+    return {"pixel_values": pixels[..., ::s, ::s], "embedding": embedding}
+
+
+def hist_match(goldens: GoldenSet, case: dict) -> Results:
+    video, target = goldens.input(case["inputs"]["video"]), goldens.input(case["inputs"]["target"])
+    videos = [
+        match_histograms(as_frames(video[i : i + 1]), as_frames(target[i : i + 1])) for i in range(video.shape[0])
+    ]
+    return {"output": as_video(torch.cat(videos), video.shape[0])}
+
+
+class RecordingPipeline(MuseVPipeline):
+    """Notes the initial latents; everything else is seen from outside."""
+
+    recorded: Results
+
+    def initial_latents(self, *args):
+        latents = super().initial_latents(*args)
+        self.recorded = {"initial_latents": latents}
+        return latents
+
+
+def _pipeline(case: dict) -> RecordingPipeline:
+    m = case["model"]
+    image_prompt = face_prompt = None
+    if m["image_prompt"]:
+        image_prompt = ImagePromptEncoder(models.image_encoder(m["seed"]), models.projection("plain", m["seed"]))
+    if m["face_layers"]:
+        face_prompt = FacePromptEncoder(models.face_embeddings, models.projection("faceid", m["seed"]))
+    return RecordingPipeline(
+        unet=models.unet(m["arch"], m["size"], m["seed"], m["face_layers"]),
+        vae=models.vae(m["seed"]),
+        tokenizer=models.StandInTokenizer(),
+        text_encoder=models.text_encoder(m["seed"]),
+        reference_net=models.reference_net(m["size"], m["seed"]) if m["reference_net"] else None,
+        image_prompt=image_prompt,
+        face_prompt=face_prompt,
+    )
+
+
+def _sampling(case: dict, **changes: Any) -> SamplingOptions:
+    """The numbers of a run, shared by pipeline and shots cases."""
+    options = SamplingOptions(
+        num_steps=case["num_inference_steps"],
+        guidance_scale=case["guidance_start"],
+        guidance_end=case["guidance_end"],
+        guidance_method=case["guidance_method"],
+        scheduler=models.scheduler(case["scheduler"]),
+        image_scale=case["image_scale"],
+        face_scale=case["face_scale"],
+        noise=NoiseOptions(case["noise_type"], case["individual_noise_weight"], case["image_noise_weight"]),
+        denoiser=DenoiserOptions(
+            windows=WindowOptions(
+                length=case["window_length"], overlap=case["window_overlap"], schedule=case["window_schedule"]
+            ),
+            motion_speed=case["motion_speed"],
+            skip_temporal=case.get("skip_temporal_layers", False),
+        ),
+    )
+    return replace(options, **changes)
+
+
+def _pictures(x: Tensor | None) -> Tensor | None:
+    """`(b, 3, n, H, W)` to `(b, n, H, W, 3)`."""
+    return None if x is None else x.permute(0, 2, 3, 4, 1)
+
+
+def _encode(pipeline: MuseVPipeline, pictures: Tensor) -> Tensor:
+    return torch.stack([encode_latents(pipeline.vae, frames) for frames in _pictures(pictures)])
+
+
+def _decode(pipeline: MuseVPipeline, latents: Tensor, stride: int) -> Tensor:
+    videos = [torch.cat(list(decode_latents(pipeline.vae, video))) for video in latents]
+    return torch.stack(videos).permute(0, 4, 1, 2, 3)[..., ::stride, ::stride]
+
+
+def pipeline(goldens: GoldenSet, case: dict) -> Results:
+    inputs, pipe = goldens.inputs(case), _pipeline(case)
+    results: Results = {}
+    prompts = [case["prompt"]] if isinstance(case["prompt"], str) else case["prompt"]
+    negatives = case["negative_prompt"]
+    negatives = [negatives] * len(prompts) if isinstance(negatives, str) else negatives
+    condition = None if inputs["condition_images"] is None else _encode(pipe, inputs["condition_images"])
+    if condition is not None:
+        results["condition_latents"] = condition
+    controls = []
+    if inputs["control_images"] is not None:
+        given = [inputs["condition_control_images"], inputs["control_images"]]
+        hints = torch.cat([x for x in given if x is not None], dim=2)[0].transpose(0, 1).float() / 255
+        net = models.controlnet(case["model"]["size"], case["model"]["seed"])
+        controls = [Control(net, hints, case["control_scale"], case["control_start"], case["control_end"])]
+    clip_inputs = ClipInputs(
+        prompts,
+        negatives,
+        case["num_frames"],
+        case["height"],
+        case["width"],
+        condition_latents=condition,
+        initial_latents=None if inputs["initial_image"] is None else _encode(pipe, inputs["initial_image"]),
+        reference_images=_pictures(inputs["reference_image"]),
+        image_prompts=_pictures(inputs["image_prompt_image"]),
+        face_images=_pictures(inputs["face_image"]),
+        controls=controls,
+        legacy_fit=True,
+    )
+    steps: list[Tensor] = []
+
+    def first_call(_, args: tuple, kwargs: dict, output: Tensor) -> None:
+        if "unet_input_0" in results:
+            return
+        sample, timestep, clip = args
+        results.update(unet_input_0=sample, unet_timestep_0=timestep.double(), unet_output_0=output)
+        results.update(text_context=clip.text, image_prompt_tokens=clip.image_tokens, face_tokens=clip.face_tokens)
+
+    def reference_call(_, args: tuple) -> None:
+        results["reference_latents"] = args[0][:, :, 0]
+
+    hooks = [pipe.unet.register_forward_hook(first_call, with_kwargs=True)]
+    if pipe.reference_net is not None:
+        hooks.append(pipe.reference_net.register_forward_pre_hook(reference_call))
+    try:
+        generator = torch.Generator().manual_seed(case["generator_seed"])
+        observer = Observer(on_step=lambda info: steps.append(info.latents))
+        final = pipe.sample(clip_inputs, _sampling(case), generator=generator, observer=observer)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    results |= pipe.recorded | {"step_latents": torch.stack(steps), "final_latents": final}
+    return results | {"video": _decode(pipe, final, case["video_stride"])}
+
+
+def shots(goldens: GoldenSet, case: dict) -> Results:
+    inputs, pipe = goldens.inputs(case), _pipeline(case)
+    results: Results = {}
+    sample = pipe.sample
+
+    def recording(*args: Any, **kwargs: Any) -> Tensor:
+        latents = sample(*args, **kwargs)
+        results[f"call_{len(results)}_latents"] = latents
+        return latents
+
+    pipe.sample = recording  # type: ignore[method-assign]
+    sampling = _sampling(case)
+    first_frame = replace(
+        sampling,
+        num_steps=case["first_frame_num_inference_steps"],
+        guidance_scale=case["first_frame_guidance"],
+        guidance_end=None,
+        noise=replace(sampling.noise, type="random"),
+        denoiser=replace(sampling.denoiser, skip_temporal=True),
+    )
+
+    def pictures(name: str) -> Tensor | None:
+        x = _pictures(inputs[name])
+        return None if x is None else x[0]
+
+    request = VideoRequest(
+        prompt=case["prompt"],
+        negative_prompt=case["negative_prompt"],
+        first_frame_negative_prompt=case["first_frame_negative_prompt"],
+        image=pictures("condition_images"),
+        num_frames=case["num_frames"],
+        num_shots=case["num_shots"],
+        height=case["height"],
+        width=case["width"],
+        reference_image=pictures("reference_image"),
+        image_prompt=pictures("image_prompt_image"),
+        redraw=case["redraw_condition"],
+        num_condition_frames=case["num_condition_frames"],
+        fixed_condition=case["fixed_condition"],
+        match_histogram=case["histogram_matching"],
+        legacy_fit=True,
+        sampling=sampling,
+        first_frame=first_frame,
+        use_face=False,
+    )
+    result = pipe.generate(request, generator=torch.Generator().manual_seed(case["generator_seed"]))
+    s = case["video_stride"]
+    return results | {"video": result.video()[None].permute(0, 4, 1, 2, 3)[..., ::s, ::s]}
+
+
 KINDS: dict[str, Callable[[GoldenSet, dict], Results]] = {
     "module": module,
     "unet": unet,
@@ -256,4 +498,12 @@ KINDS: dict[str, Callable[[GoldenSet, dict], Results]] = {
     "scheduler": scheduler,
     "windows": windows,
     "guidance": guidance,
+    "controlnet": controlnet,
+    "text_weights": text_weights,
+    "text_embedding": text_embedding,
+    "image_prep": image_prep,
+    "clip_image": clip_image,
+    "hist_match": hist_match,
+    "pipeline": pipeline,
+    "shots": shots,
 }

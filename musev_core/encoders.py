@@ -1,0 +1,143 @@
+"""From pictures to what the networks take, and back: VAE latents, image prompt tokens, face tokens."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import MuseVError, require
+from .images import clip_pixel_values, to_uint8, to_vae_input
+
+
+def _placed(x: Tensor, net: nn.Module) -> Tensor:
+    """`x` where the network's weights are, in their precision."""
+    parameter = next(net.parameters())
+    return x.to(parameter.device, parameter.dtype)
+
+
+@torch.no_grad()
+def encode_latents(vae: Any, frames: Tensor, *, batch: int = 8) -> Tensor:
+    """Scaled latents `(4, frames, h, w)` of `frames (frames, H, W, 3)`: the mean, never a sample (musev.md 3)."""
+    pixels = to_vae_input(frames)
+    means = [vae.encode(_placed(part, vae)).latent_dist.mean.float() for part in pixels.split(batch)]
+    return (torch.cat(means) * vae.config.scaling_factor).transpose(0, 1)
+
+
+@torch.no_grad()
+def decode_latents(vae: Any, latents: Tensor, *, batch: int = 4) -> Iterator[Tensor]:
+    """Frames `(k, H, W, 3)` in 0..1 of `latents (4, frames, h, w)`, a few at a time, as they are ready."""
+    for part in latents.transpose(0, 1).split(batch):
+        pixels = vae.decode(_placed(part / vae.config.scaling_factor, vae)).sample
+        yield (pixels.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu()
+
+
+@dataclass
+class ImagePromptEncoder:
+    """CLIP vision and a projection: pictures to prompt tokens (musev.md 3, extra.md 6.2).
+
+    Args:
+        encoder: a transformers `CLIPVisionModelWithProjection`.
+        projection: `ImageProjection` (MuseV's own, plain IP-Adapter) or `Resampler` (plus, plus-face).
+    """
+
+    encoder: Any
+    projection: Any
+
+    @torch.no_grad()
+    def tokens(
+        self, images: Tensor, height: int | None = None, width: int | None = None, *, legacy: bool = False
+    ) -> Tensor:
+        """`(1, tokens, dim)`, the tokens of all `images (n, H, W, 3)` side by side.
+
+        The pictures are cropped to the shape of the video, as the condition image is.
+        """
+        size = self.encoder.config.image_size
+        pixels = clip_pixel_values(images, size=size, height=height, width=width, legacy=legacy)
+        return self._project(pixels).flatten(0, 1)[None]
+
+    @torch.no_grad()
+    def unconditional(self, count: int) -> Tensor:
+        """`(1, tokens, dim)` standing for no picture, for `count` pictures: the projection of zeros."""
+        config = self.encoder.config
+        if self.projection.config.kind == "plus":
+            # the resampler's zero is the encoding of an empty picture, not an empty encoding
+            return self._project(torch.zeros(count, 3, config.image_size, config.image_size)).flatten(0, 1)[None]
+        zeros = torch.zeros(count, self.projection.config.input_dim)
+        return self.projection(_placed(zeros, self.projection)).flatten(0, 1)[None]
+
+    def _project(self, pixels: Tensor) -> Tensor:
+        pixels = _placed(pixels, self.encoder)
+        if self.projection.config.kind == "plus":
+            encoded = self.encoder(pixels, output_hidden_states=True).hidden_states[-2]
+        else:
+            encoded = self.encoder(pixels).image_embeds
+        return self.projection(_placed(encoded, self.projection))
+
+
+@dataclass
+class FacePromptEncoder:
+    """A face recognition network and a projection: faces to prompt tokens (extra.md 6.1).
+
+    Args:
+        extractor: uint8 RGB pictures `(n, H, W, 3)` to unit embeddings `(n, dim)`, e.g. `insightface_extractor()`.
+        projection: `FaceProjection`.
+    """
+
+    extractor: Callable[[Tensor], Tensor]
+    projection: Any
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tensor:
+        """`(1, tokens, dim)`, the tokens of all `images (n, H, W, 3)` side by side."""
+        embeddings = self.extractor(to_uint8(images))
+        return self.projection(_placed(embeddings, self.projection)).flatten(0, 1)[None]
+
+    @torch.no_grad()
+    def unconditional(self, count: int) -> Tensor:
+        """`(1, tokens, dim)` standing for no face: the projection of zeros."""
+        zeros = torch.zeros(count, self.projection.config.input_dim)
+        return self.projection(_placed(zeros, self.projection)).flatten(0, 1)[None]
+
+
+def insightface_extractor(root: str | Path, *, name: str = "buffalo_l") -> Callable[[Tensor], Tensor]:
+    """Face embeddings by insightface, from `<root>/models/<name>/*.onnx`.
+
+    The largest face of every picture counts. The networks want BGR; the original handed them RGB by mistake
+    (musev.md 9.8). Large faces are found at smaller detection sizes.
+
+    Raises:
+        MissingPackageError: insightface is not installed.
+        MuseVError: the model files are missing; when called: no face was found.
+    """
+    folder = Path(root) / "models" / name
+    if not folder.is_dir():
+        raise MuseVError(
+            f"the face models were expected in {folder}; put det_10g.onnx and w600k_r50.onnx of insightface's {name} "
+            "there (their licence is non-commercial)"
+        )
+    app_module = require("insightface.app", install="insightface onnxruntime", purpose="FaceID")
+    app = app_module.FaceAnalysis(name=name, root=str(root), allowed_modules=["detection", "recognition"])
+
+    def extract(images: Tensor) -> Tensor:
+        embeddings = []
+        for number, image in enumerate(images):
+            bgr = image.flip(-1).cpu().numpy()
+            faces: list[Any] = []
+            for size in (640, 480, 320):
+                app.prepare(ctx_id=0, det_size=(size, size))
+                faces = app.get(bgr)
+                if faces:
+                    break
+            if not faces:
+                raise MuseVError(
+                    f"no face was found in face picture {number + 1} ({image.shape[1]} x {image.shape[0]} pixels); "
+                    "use a picture that shows the face larger and from the front"
+                )
+            largest = max(faces, key=lambda f: (f.bbox[2] - f.bbox[0]) * (f.bbox[3] - f.bbox[1]))
+            embeddings.append(torch.from_numpy(largest.normed_embedding))
+        return torch.stack(embeddings)
+
+    return extract

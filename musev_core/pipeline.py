@@ -1,0 +1,468 @@
+"""From pictures, text and videos to a video (musev.md 4 and 5, extra.md 2).
+
+`MuseVPipeline.sample` is one run of the denoising loop over one clip; calling the pipeline makes a whole video: the
+first frame if none is given, then one or several shots which continue each other through their latents.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import UNetConfig
+from .denoise.denoiser import ClipDenoiser, Control, DenoiserOptions
+from .denoise.guidance import guidance_schedule, guide
+from .denoise.noise import NoiseOptions, image_based_noise, noise_source, video_noise
+from .denoise.schedulers import SchedulerConfig, VideoScheduler
+from .encoders import FacePromptEncoder, ImagePromptEncoder, decode_latents, encode_latents
+from .errors import Cancelled, MuseVError
+from .images import match_histograms
+from .models.conditions import ClipConditions
+from .text import encode_prompts
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Numbers of one run; the defaults are the original's for video.
+
+    Args:
+        num_steps: more is finer and slower.
+        guidance_scale, guidance_end, guidance_method: see `guidance_schedule`; 1 or less halves the work.
+        scheduler: a name of `SCHEDULERS` or a configuration.
+        strength: 0..1, with an initial picture or video: how far the run may leave it.
+        image_scale, face_scale: strength of image prompt and FaceID; 0 is off.
+        noise, denoiser: see there.
+    """
+
+    num_steps: int = 10
+    guidance_scale: float = 3.5
+    guidance_end: float | None = None
+    guidance_method: str = "linear"
+    scheduler: str | SchedulerConfig = "euler"
+    strength: float = 1.0
+    image_scale: float = 1.0
+    face_scale: float = 1.0
+    noise: NoiseOptions = field(default_factory=NoiseOptions)
+    denoiser: DenoiserOptions = field(default_factory=DenoiserOptions)
+
+    def guidance(self) -> list[float]:
+        """The guidance scale of every step of a full run."""
+        return guidance_schedule(self.guidance_scale, self.guidance_end, self.guidance_method, self.num_steps)
+
+
+FIRST_FRAME = SamplingOptions(
+    num_steps=30,
+    guidance_scale=7.5,
+    noise=NoiseOptions(type="random"),
+    denoiser=DenoiserOptions(skip_temporal=True),
+)
+
+
+@dataclass
+class ClipInputs:
+    """What one run is given. Pictures are `(videos, pictures, H, W, 3)`, latents `(videos, 4, frames, h, w)`.
+
+    Args:
+        prompts, negative_prompts: one per video.
+        num_frames: frames to generate, besides the condition frames.
+        height, width: pixels, multiples of 8.
+        condition_latents: clean frames, at `condition_frames` of the clip (default: its first frames).
+        initial_latents: a video to start from instead of pure noise, one latent per generated frame.
+        reference_images: fitted pictures for the ReferenceNet; image_prompts, face_images: for IP-Adapter and FaceID.
+        controls: ControlNets, with a hint per frame of the clip.
+    """
+
+    prompts: Sequence[str]
+    negative_prompts: Sequence[str]
+    num_frames: int
+    height: int
+    width: int
+    condition_latents: Tensor | None = None
+    condition_frames: Sequence[int] | None = None
+    initial_latents: Tensor | None = None
+    reference_images: Tensor | None = None
+    image_prompts: Tensor | None = None
+    face_images: Tensor | None = None
+    controls: Sequence[Control] = ()
+    legacy_fit: bool = False
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """State after a step. Latents are `(videos, 4, generated frames, h, w)`; `predicted` is the clean video so far."""
+
+    run: str
+    step: int
+    num_steps: int
+    timestep: float
+    latents: Tensor
+    predicted: Tensor
+
+
+@dataclass
+class Observer:
+    """How the outside follows a run, and stops it.
+
+    Args:
+        on_step: called after every step.
+        on_window: called with (run, step, windows done, windows in all) before every call of the network.
+        cancelled: asked before every call of the network; True raises `Cancelled`.
+    """
+
+    on_step: Callable[[StepInfo], None] | None = None
+    on_window: Callable[[str, int, int, int], None] | None = None
+    cancelled: Callable[[], bool] | None = None
+
+    def check(self) -> None:
+        """Raises `Cancelled` if that is wanted."""
+        if self.cancelled is not None and self.cancelled():
+            raise Cancelled("stopped on request")
+
+
+@dataclass
+class ControlInput:
+    """One ControlNet for a video.
+
+    Args:
+        net: a diffusers `ControlNetModel`.
+        frames: uint8 `(frames, H, W, 3)`: control maps, or rgb frames if there is a `preprocessor`.
+        preprocessor: rgb frames to control maps, uint8 both, e.g. `images.canny`.
+        condition_map: `(n, H, W, 3)`, map of the condition frames if the first control frame is not theirs.
+        scale, start, end: see `Control`.
+    """
+
+    net: nn.Module
+    frames: Tensor
+    preprocessor: Callable[[Tensor], Tensor] | None = None
+    condition_map: Tensor | None = None
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+@dataclass
+class VideoRequest:
+    """A video to make. Pictures are uint8 `(n, H, W, 3)`.
+
+    Args:
+        prompt: weighted text; negative_prompt: of the video; first_frame_negative_prompt: None: the same.
+        image: condition picture(s), the first frames of the video; None: one is generated from the text.
+        condition_frames: their frame numbers in the first shot, negative from the end; default: the head.
+        num_frames: frames per shot, besides a given condition picture, including a generated one; default: 12, or all
+            frames of the driving video.
+        num_shots: shots, each continuing the last `num_condition_frames` of the one before.
+        height, width: pixels, multiples of 8; default: those of the image, or the video, rounded down to 64.
+        video: rgb frames to start from (video-to-video); `video_strength` 0..1 says how far the result may leave them.
+        video_has_condition: the first frame of `video` or of the control frames belongs to the condition frame.
+        controls: ControlNets.
+        reference_image, image_prompt, face_image: default: the condition picture; `use_*` switches each off.
+        redraw: repaint the condition picture first; `first_frame.strength` says how much.
+        fixed_*: keep the same pictures for every shot; otherwise the last frames of the shot before.
+        match_histogram: match the colours of every frame to the first.
+        legacy_fit: crop and resize as the original does, which loses the last row or column (musev.md 9.9).
+        sampling, first_frame: numbers of the video runs, and of the run that makes the first frame.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    first_frame_negative_prompt: str | None = None
+    image: Tensor | None = None
+    condition_frames: Sequence[int] | None = None
+    num_frames: int | None = None
+    num_shots: int = 1
+    height: int | None = None
+    width: int | None = None
+    video: Tensor | None = None
+    video_strength: float = 1.0
+    video_has_condition: bool = True
+    controls: Sequence[ControlInput] = ()
+    reference_image: Tensor | None = None
+    image_prompt: Tensor | None = None
+    face_image: Tensor | None = None
+    use_reference: bool = True
+    use_image_prompt: bool = True
+    use_face: bool = True
+    redraw: bool = False
+    redraw_with_reference: bool = True
+    redraw_with_image_prompt: bool = True
+    redraw_with_face: bool = True
+    num_condition_frames: int = 1
+    fixed_condition: bool = False
+    fixed_reference: bool = True
+    fixed_image_prompt: bool = True
+    fixed_face: bool = True
+    match_histogram: bool = False
+    legacy_fit: bool = False
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    first_frame: SamplingOptions = FIRST_FRAME
+
+
+@dataclass
+class VideoResult:
+    """A finished video: latents `(4, frames, h, w)`, decoded when the frames are asked for."""
+
+    latents: Tensor
+    vae: Any
+    match_histogram: bool = False
+
+    def __len__(self) -> int:
+        return self.latents.shape[1]
+
+    def frames(self, *, batch: int = 4) -> Iterator[Tensor]:
+        """Frames `(k, H, W, 3)` in 0..1, a few at a time, so that a long video never is in memory as pixels."""
+        first: Tensor | None = None
+        for part in decode_latents(self.vae, self.latents, batch=batch):
+            if self.match_histogram:
+                if first is None:
+                    first, part = part[:1], part[1:]
+                    yield first
+                if len(part):
+                    yield match_histograms(part, first).to(part.dtype)
+            else:
+                yield part
+
+    def video(self) -> Tensor:
+        """All frames `(frames, H, W, 3)` in 0..1."""
+        return torch.cat(list(self.frames()))
+
+    def save(self, path: str, *, fps: float, overwrite: bool = False) -> str:
+        """Writes the video while it is decoded; the suffix decides the format."""
+        from .video import VideoWriter
+
+        with VideoWriter(path, fps=fps, overwrite=overwrite) as writer:
+            for part in self.frames():
+                writer.write(part)
+        return str(writer.path)
+
+
+@dataclass
+class MuseVPipeline:
+    """The networks which together make videos.
+
+    Args:
+        unet: `MuseVUNet`; vae: diffusers `AutoencoderKL`; tokenizer, text_encoder: CLIP of the base model.
+        reference_net, image_prompt, face_prompt: optional; their pictures are refused if they are missing.
+    """
+
+    unet: Any
+    vae: Any
+    tokenizer: Any
+    text_encoder: Any
+    reference_net: Any = None
+    image_prompt: ImagePromptEncoder | None = None
+    face_prompt: FacePromptEncoder | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet's weights are."""
+        return next(self.unet.parameters()).device
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "MuseVPipeline":
+        """Moves the networks; the VAE keeps its precision, since it may overflow in float16."""
+        for net in (self.unet, self.text_encoder, self.reference_net, *self._prompt_networks()):
+            if net is not None:
+                net.to(device=device, dtype=dtype)
+        self.vae.to(device=device)
+        return self
+
+    def _prompt_networks(self) -> Iterator[Any]:
+        if self.image_prompt is not None:
+            yield self.image_prompt.encoder
+            yield self.image_prompt.projection
+        if self.face_prompt is not None:
+            yield self.face_prompt.projection
+
+    # ------------------------------------------------------------------------------------------ one run
+
+    @torch.no_grad()
+    def sample(
+        self,
+        inputs: ClipInputs,
+        options: SamplingOptions,
+        *,
+        generator: torch.Generator | None = None,
+        observer: Observer | None = None,
+        run: str = "video",
+    ) -> Tensor:
+        """One run of the denoising loop: latents `(videos, 4, frames of the clip, h, w)`, condition frames in place."""
+        observer = observer or Observer()
+        conditions, n = inputs.condition_latents, _frame_count(inputs.condition_latents)
+        num_frames = n + inputs.num_frames
+        places = list(range(n)) if inputs.condition_frames is None else list(inputs.condition_frames)
+        if len(places) != n:
+            raise MuseVError(f"{n} condition frames were given, but {len(places)} frame numbers for them: {places}")
+        places = [i + num_frames if i < 0 else i for i in places]
+
+        scheduler = VideoScheduler(
+            options.scheduler,
+            options.num_steps,
+            strength=options.strength if inputs.initial_latents is not None else 1.0,
+            device=self.device,
+        )
+        guidance = options.guidance()[scheduler.first :]
+        guided = max(guidance) > 1
+        clip = self.clip_conditions(inputs, options, guided=guided)
+        denoisers = {
+            branches: ClipDenoiser(
+                self.unet,
+                clip if branches == 2 or not guided else clip.take(range(clip.rows // 2, clip.rows)),
+                branches=branches,
+                num_frames=num_frames,
+                condition_frames=places,
+                options=options.denoiser,
+                controls=inputs.controls,
+                on_window=lambda done, total: self._on_window(observer, run, step, done, total),
+            )
+            for branches in sorted({2 if g > 1 else 1 for g in guidance})
+        }
+        denoiser = next(iter(denoisers.values()))
+        fresh_noise = noise_source(options.noise, generator, self.device, torch.float32)
+        latents = self.initial_latents(inputs, options, scheduler, generator)
+
+        num_steps = len(guidance)
+        for step in range(num_steps):
+            observer.check()
+            scaled = scheduler.scale(latents, step)
+            whole = _merge(scaled, conditions, denoiser.generated, denoiser.condition_frames, places)
+            branches = 2 if guidance[step] > 1 else 1
+            prediction = denoisers[branches](whole, scheduler.timesteps[step], step, num_steps)
+            if branches == 2:
+                prediction = guide(*prediction.chunk(2), guidance[step])
+            latents, predicted = scheduler.step(prediction, step, latents, fresh_noise)
+            if observer.on_step is not None:
+                timestep = float(scheduler.timesteps[step])
+                observer.on_step(StepInfo(run, step, num_steps, timestep, latents, predicted))
+        return _merge(latents, conditions, denoiser.generated, denoiser.condition_frames, places)
+
+    @staticmethod
+    def _on_window(observer: Observer, run: str, step: int, done: int, total: int) -> None:
+        observer.check()
+        if observer.on_window is not None:
+            observer.on_window(run, step, done, total)
+
+    def initial_latents(
+        self,
+        inputs: ClipInputs,
+        options: SamplingOptions,
+        scheduler: VideoScheduler,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """What the loop starts from: noise, or a given video with the noise of the first step (musev.md 4)."""
+        videos, size = len(inputs.prompts), (inputs.height // 8, inputs.width // 8)
+        shape = (videos, self.unet.config.in_channels, inputs.num_frames, *size)
+        noise = video_noise(shape, options.noise, generator, device=self.device)
+        if inputs.initial_latents is not None:
+            given = inputs.initial_latents.to(self.device)
+            if given.shape != noise.shape:
+                raise MuseVError(
+                    f"the initial latents must have the shape {tuple(noise.shape)}, one per generated frame, "
+                    f"got {tuple(given.shape)}"
+                )
+            return scheduler.add_noise(given, noise)
+        weight = options.noise.image_weight
+        if weight is not None and inputs.condition_latents is not None:
+            noise = image_based_noise(noise, inputs.condition_latents.to(self.device), weight)
+        return noise * scheduler.init_noise_sigma
+
+    def clip_conditions(self, inputs: ClipInputs, options: SamplingOptions, *, guided: bool) -> ClipConditions:
+        """Everything that is constant over the clip; rows are (negative, positive) with guidance."""
+        config: UNetConfig = self.unet.config
+        dtype = next(self.unet.parameters()).dtype
+        negatives = list(inputs.negative_prompts) if guided else None
+        text = encode_prompts(self.tokenizer, self.text_encoder, list(inputs.prompts), negatives)
+        text = text.to(self.device, dtype)
+        image_tokens = face_tokens = reference = None
+        if inputs.image_prompts is not None and config.image_prompt:
+            encoder = self._needed(self.image_prompt, "an image prompt", "an image encoder and its projection")
+
+            def image_token(images: Tensor) -> Tensor:
+                return encoder.tokens(images, inputs.height, inputs.width, legacy=inputs.legacy_fit)
+
+            image_tokens = _prompt_tokens(encoder, image_token, inputs.image_prompts, guided).to(self.device, dtype)
+        if inputs.face_images is not None and config.face_prompt:
+            encoder = self._needed(self.face_prompt, "a face picture", "a face extractor and its projection")
+            face_tokens = _prompt_tokens(encoder, encoder.tokens, inputs.face_images, guided).to(self.device, dtype)
+        if inputs.reference_images is not None and config.reference_fusion:
+            net = self._needed(self.reference_net, "a reference picture", "a ReferenceNet")
+            latents = torch.stack([encode_latents(self.vae, images) for images in inputs.reference_images])
+            latents = latents.to(self.device, dtype).repeat(2 if guided else 1, 1, 1, 1, 1)
+            reference = net(latents, text if image_tokens is None else image_tokens)
+        return ClipConditions(
+            text=text,
+            image_tokens=image_tokens,
+            image_scale=options.image_scale,
+            face_tokens=face_tokens,
+            face_scale=options.face_scale,
+            reference=reference,
+        )
+
+    @staticmethod
+    def _needed(component: Any, what: str, need: str) -> Any:
+        if component is None:
+            raise MuseVError(f"{what} was given, but the pipeline has no network for it; load {need}, or leave it out")
+        return component
+
+    # ------------------------------------------------------------------------------------------ a video
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        observer: Observer | None = None,
+        **request: Any,
+    ) -> VideoResult:
+        """Makes a video; the other arguments are the fields of `VideoRequest`.
+
+        Raises:
+            MuseVError: anything about the request that cannot be done, before the long work starts.
+            Cancelled: the observer asked to stop.
+        """
+        if seed is not None:
+            if generator is not None:
+                raise MuseVError("give a seed or a generator, not both")
+            generator = torch.Generator().manual_seed(seed)
+        return self.generate(VideoRequest(prompt=prompt, **request), generator=generator, observer=observer)
+
+    @torch.no_grad()
+    def generate(
+        self, request: VideoRequest, *, generator: torch.Generator | None = None, observer: Observer | None = None
+    ) -> VideoResult:
+        """Makes the video of a request, see `__call__`."""
+        from .shots import ShotRunner
+
+        return ShotRunner(self, request, generator, observer or Observer()).run()
+
+
+def _prompt_tokens(encoder: Any, tokens: Callable[[Tensor], Tensor], pictures: Tensor, guided: bool) -> Tensor:
+    """Tokens `(rows, n, dim)` of `pictures (videos, n, H, W, 3)`, zeros' projection first for guidance."""
+    given = torch.cat([tokens(images) for images in pictures])
+    if not guided:
+        return given
+    empty = encoder.unconditional(pictures.shape[1]).to(given)
+    return torch.cat([empty.expand(given.shape[0], -1, -1), given])
+
+
+def _frame_count(latents: Tensor | None) -> int:
+    return 0 if latents is None else latents.shape[2]
+
+
+def _merge(
+    generated: Tensor,
+    conditions: Tensor | None,
+    generated_frames: Sequence[int],
+    condition_frames: Sequence[int],
+    places: Sequence[int],
+) -> Tensor:
+    """The whole clip: condition frames, given in the order of `places`, among the generated ones."""
+    if conditions is None:
+        return generated
+    conditions = conditions.to(generated)
+    if list(places) == list(range(len(places))):
+        return torch.cat([conditions, generated], dim=2)
+    parts: dict[int, Tensor] = {frame: generated[:, :, i] for i, frame in enumerate(generated_frames)}
+    parts |= {frame: conditions[:, :, places.index(frame)] for frame in condition_frames}
+    return torch.stack([parts[i] for i in range(len(parts))], dim=2)

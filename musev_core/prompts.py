@@ -1,0 +1,132 @@
+"""Prompts as people write them: weighted pieces, presets of negative prompts, `{field}` templates."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .errors import MuseVError
+
+_V5 = (
+    "(((multiple heads))), (((bad body))), (((two people))), ((extra arms)), ((deformed body)), (((sexy))), "
+    "paintings,(((two heads))), ((big head)),sketches, (worst quality:2), (low quality:2), (normal quality:2), "
+    "lowres, ((monochrome)), ((grayscale)), skin spots, acnes, skin blemishes, age spot, glans, (((nsfw))), "
+    "nipples, extra fingers, (extra legs), (long neck), mutated hands, (fused fingers), (too many fingers)"
+)
+
+# extra.md 2.9, to the letter; badhandv4 and the like are textual inversions (text.add_textual_inversions)
+NEGATIVE_PROMPTS: dict[str, str] = {
+    "Empty": "",
+    "V1": (
+        "nsfw, lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, "
+        "worst quality, low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry, tail, "
+        "watermarks"
+    ),
+    "V2": "badhandv4, ng_deepnegative_v1_75t, " + _V5,
+    "V3": "badhandv4, ng_deepnegative_v1_75t, bad quality",
+    "V4": "badhandv4,ng_deepnegative_v1_75t,EasyNegativeV2,bad_prompt_version2-neg,bad quality",
+    "V5": _V5,
+}
+
+# The original's phrases for these names are not published; these are this library's own.
+RENDER_STYLES: dict[str, str] = {
+    "Epic": "epic composition, dramatic lighting",
+    "HD": "high resolution, sharp focus, fine detail",
+    "EpicHD": "epic composition, dramatic lighting, high resolution, sharp focus, fine detail",
+    "Digital": "digital painting, clean lines, vivid colors",
+    "Unreal1": "3d render, unreal engine, global illumination",
+    "Unreal2": "3d render, unreal engine, ray tracing, volumetric light, cinematic shading",
+}
+
+EMPHASIS = 1.1  # of one pair of round brackets; square brackets divide by it
+
+_SYNTAX = re.compile(
+    r"\\(?P<literal>[()\[\]\\]?)"  # a backslash before anything else is dropped
+    r"|(?P<open>[(\[])"
+    r"|:(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\)"
+    r"|(?P<close>[)\]])"
+    r"|(?P<text>[^\\()\[\]:]+|:)"
+)
+_FIELD = re.compile(r"\{\s*(\w+)\s*\}")
+
+
+def parse_weights(text: str) -> list[tuple[str, float]]:
+    r"""Splits a prompt into pieces of equal weight (musev.md 4 "Text").
+
+    `(x)` weighs 1.1, `(x:1.2)` weighs 1.2, `[x]` weighs 1/1.1; brackets nest and multiply. `\(`, `\)`, `\[`, `\]`
+    and `\\` are the characters themselves. A bracket never closed reaches to the end of the prompt, one never
+    opened is text. Neighbours of equal weight are one piece; a prompt without text is `[("", 1.0)]`.
+    """
+    texts: list[str] = []
+    weights: list[float] = []
+    # Round and square brackets do not see each other, so "(a [b) c]" is two overlapping ranges.
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+
+    def close(bracket: str, factor: float) -> None:
+        for i in range(opened[bracket].pop(), len(weights)):
+            weights[i] *= factor
+
+    for token in _SYNTAX.finditer(text):
+        if token["open"]:
+            opened[token["open"]].append(len(texts))
+        elif token["weight"] and opened["("]:
+            close("(", float(token["weight"]))
+        elif token["close"] == ")" and opened["("]:
+            close("(", EMPHASIS)
+        elif token["close"] == "]" and opened["["]:
+            close("[", 1 / EMPHASIS)
+        else:
+            piece = token[0] if token["literal"] is None else token["literal"]
+            if piece:
+                texts.append(piece)
+                weights.append(1.0)
+    for bracket, factor in (("(", EMPHASIS), ("[", 1 / EMPHASIS)):
+        while opened[bracket]:
+            close(bracket, factor)
+
+    pieces: list[tuple[str, float]] = []
+    for piece, weight in zip(texts, weights, strict=True):
+        if pieces and pieces[-1][1] == weight:
+            pieces[-1] = (pieces[-1][0] + piece, weight)
+        else:
+            pieces.append((piece, weight))
+    return pieces or [("", 1.0)]
+
+
+def negative_prompt(name_or_text: str) -> str:
+    """The text of a preset (`Empty`, `V1` to `V5`, spelt exactly so), or the argument itself (extra.md 2.9)."""
+    return NEGATIVE_PROMPTS.get(name_or_text, name_or_text)
+
+
+def fill_template(prompt: str, fields: Mapping[str, Any]) -> str:
+    """Replaces every `{name}` of a prompt by the field of that name (extra.md 2.7).
+
+    A value is a text, a number, or a list; comma lists are joined anew with ", ". An empty value or None leaves
+    nothing, and the commas which then meet become one. The parts of `render` which name a style of
+    `RENDER_STYLES` become its phrase. A prompt without `{name}` comes back as it is.
+
+    Raises:
+        MuseVError: the prompt asks for a field which is not there.
+    """
+    if not _FIELD.search(prompt):
+        return prompt
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in fields:
+            raise MuseVError(
+                f"The prompt asks for {{{name}}}, but there is no field {name!r}. "
+                f"Add it, or use one of: {', '.join(sorted(map(str, fields))) or '(there are none)'}."
+            )
+        parts = _parts(fields[name])
+        return ", ".join(RENDER_STYLES.get(part, part) if name == "render" else part for part in parts)
+
+    return re.sub(r",(?:\s*,)+", ",", _FIELD.sub(value, prompt))
+
+
+def _parts(value: Any) -> list[str]:
+    """The non-empty members of a comma list, trimmed."""
+    if value is None:
+        return []
+    if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)):
+        return [part for member in value for part in _parts(member)]
+    return [part for part in map(str.strip, str(value).split(",")) if part]

@@ -1,0 +1,299 @@
+"""The course of a whole video: first frame, then shots which continue each other (musev.md 5, extra.md 2.2)."""
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .denoise.denoiser import Control
+from .encoders import decode_latents, encode_latents
+from .errors import MuseVError
+from .images import fit_images, fit_video, target_size, to_uint8
+
+if TYPE_CHECKING:
+    from .pipeline import ControlInput, MuseVPipeline, Observer, VideoRequest, VideoResult
+
+log = logging.getLogger(__name__)
+DEFAULT_NUM_FRAMES = 12  # the released models' window
+
+
+class ShotRunner:
+    """Makes one video. Everything is checked on construction, before the first network runs.
+
+    A *driving* video gives frames of the timeline: pictures to start from, or control maps. The timeline counts the
+    frames of the result.
+    """
+
+    def __init__(
+        self,
+        pipeline: "MuseVPipeline",
+        request: "VideoRequest",
+        generator: torch.Generator | None,
+        observer: "Observer",
+    ):
+        self.pipeline, self.request, self.generator, self.observer = pipeline, request, generator, observer
+        if request.num_shots < 1:
+            raise MuseVError(f"the number of shots must be at least 1, got {request.num_shots}")
+        if request.num_condition_frames < 0:
+            raise MuseVError(f"the number of condition frames cannot be negative, got {request.num_condition_frames}")
+        self.height, self.width = self._size()
+        self.has_condition = request.num_condition_frames > 0
+        self.image = self._fit(request.image) if request.image is not None and self.has_condition else None
+        self.num_given = 0 if self.image is None else self.image.shape[0]
+        self.makes_first = self.has_condition and (self.image is None or request.redraw)
+        if request.redraw and self.image is None:
+            raise MuseVError("redraw needs a condition image to repaint; give one, or leave redraw off")
+        self.num_first = (self.num_given or 1) if self.has_condition else 0
+        if not request.video_has_condition and self._driven() and self.has_condition and self.image is None:
+            raise MuseVError(
+                "video_has_condition is off, so the driving video does not show the first frame; give a condition image"
+            )
+        self.counted = self._first_frame_counts()
+        self.lengths = self._plan()
+        self.video = self._driving_video()
+        self.hints = [self._hints(control) for control in request.controls]
+        # every picture is optional, and missing ones follow the first frame
+        self.reference = self._optional(request.reference_image, request.use_reference)
+        self.image_prompt = self._optional(request.image_prompt, request.use_image_prompt, fit=request.legacy_fit)
+        self.face = self._optional(request.face_image, request.use_face)
+
+    # ------------------------------------------------------------------------------------------ checks and plan
+
+    def _size(self) -> tuple[int, int]:
+        r = self.request
+        if (r.height is None) != (r.width is None):
+            raise MuseVError(f"give both height and width, or none of them; got {r.height} x {r.width}")
+        if r.height is None or r.width is None:
+            source = r.image if r.image is not None else r.video
+            if source is None:
+                source = next((c.frames for c in r.controls), None)
+            if source is None:
+                raise MuseVError("give height and width (for example 512 x 512), or a picture to take them from")
+            height, width = source.shape[1:3]
+            return target_size(height, width, multiple=64 if min(height, width) >= 64 else 8)
+        if r.height % 8 or r.width % 8 or r.height < 8 or r.width < 8:
+            raise MuseVError(f"height and width must be multiples of 8 pixels, got {r.height} x {r.width}")
+        return r.height, r.width
+
+    def _driven(self) -> int | None:
+        """Frames of the shortest driving video, None if there is none."""
+        r = self.request
+        counts = [len(r.video)] if r.video is not None else []
+        counts += [len(control.frames) for control in r.controls]
+        return min(counts) if counts else None
+
+    def _first_frame_counts(self) -> bool:
+        """Whether the condition frame is one of the frames asked for, or comes on top of them."""
+        if not self.has_condition:
+            return False
+        if self._driven() is not None:
+            return self.request.video_has_condition
+        return self.image is None
+
+    def _plan(self) -> list[int]:
+        """How many frames each shot generates."""
+        r, driven = self.request, self._driven()
+        num_frames = r.num_frames
+        if num_frames is None:
+            num_frames = DEFAULT_NUM_FRAMES if driven is None else driven // r.num_shots
+        first = num_frames - (self.num_first if self.counted else 0)
+        if first < 1 or num_frames < 1:
+            raise MuseVError(
+                f"a shot of {num_frames} frames with {self.num_first} condition frames leaves nothing to generate; "
+                "ask for more frames"
+            )
+        return [first] + [num_frames] * (r.num_shots - 1)
+
+    @property
+    def _timeline(self) -> int:
+        return self.num_first + sum(self.lengths)
+
+    def _driving_video(self) -> Tensor | None:
+        """Frames `(timeline, height, width, 3)` in 0..1 to start from; the condition frames' are not looked at."""
+        r = self.request
+        if r.video is None:
+            return None
+        frames = fit_video(r.video, self.height, self.width, legacy=r.legacy_fit) / 255
+        if self.has_condition and not r.video_has_condition:
+            frames = torch.cat([frames[:1].expand(self.num_first, -1, -1, -1), frames])
+        return self._cut(frames, "the video")
+
+    def _hints(self, control: "ControlInput") -> Tensor:
+        """Control maps `(timeline, 3, height, width)` in 0..1."""
+        r = self.request
+        maps = self._maps(control, control.frames)
+        if self.has_condition and not r.video_has_condition:
+            if control.condition_map is not None:
+                first = fit_video(control.condition_map, self.height, self.width, legacy=r.legacy_fit) / 255
+            elif control.preprocessor is not None and self.image is not None:
+                first = control.preprocessor(self.image).float() / 255
+            else:
+                raise MuseVError(
+                    "video_has_condition is off and the control frames are maps already: give the control map of the "
+                    "condition image as condition_map"
+                )
+            if len(first) != self.num_first:
+                raise MuseVError(f"expected {self.num_first} maps of the condition frames, got {len(first)}")
+            maps = torch.cat([first, maps])
+        return self._cut(maps, "a control video").permute(0, 3, 1, 2)
+
+    def _maps(self, control: "ControlInput", frames: Tensor) -> Tensor:
+        fitted = fit_video(frames, self.height, self.width, legacy=self.request.legacy_fit)
+        if control.preprocessor is None:
+            return fitted / 255
+        maps = control.preprocessor(to_uint8(fitted / 255))
+        if maps.shape != fitted.shape:
+            raise MuseVError(
+                f"a preprocessor must return one picture per frame, {tuple(fitted.shape)}, got {tuple(maps.shape)}"
+            )
+        return maps.float() / 255
+
+    def _cut(self, frames: Tensor, what: str) -> Tensor:
+        if len(frames) < self._timeline:
+            raise MuseVError(
+                f"{what} has {len(frames)} frames, but {self._timeline} are needed for this video; ask for fewer "
+                "frames or shots, or give a longer one"
+            )
+        if len(frames) > self._timeline:
+            log.info("%s has %d frames; the first %d are used", what, len(frames), self._timeline)
+        return frames[: self._timeline]
+
+    def _fit(self, images: Tensor) -> Tensor:
+        return fit_images(images, self.height, self.width, legacy=self.request.legacy_fit)
+
+    def _optional(self, images: Tensor | None, use: bool, *, fit: bool = True) -> Tensor | None:
+        """A given picture, or the condition picture in its place."""
+        if not use:
+            return None
+        if images is not None:
+            return self._fit(images) if fit else images
+        return self.image
+
+    # ------------------------------------------------------------------------------------------ the work
+
+    def run(self) -> "VideoResult":
+        """The whole video."""
+        from .pipeline import VideoResult
+
+        r = self.request
+        condition, places = self._first_frame(), r.condition_frames
+        first_condition, shots, start = condition, [], self.num_first
+        for k, length in enumerate(self.lengths):
+            condition_hints = list(range(self.num_first)) if k == 0 or r.fixed_condition else None
+            latents = self._shot(k, condition, places, length, start, condition_hints)
+            n = 0 if condition is None else condition.shape[2]
+            shots.append(latents if k == 0 else latents[:, :, n:])
+            start += length
+            if k + 1 < len(self.lengths):
+                places = None
+                if self.has_condition:
+                    condition = first_condition if r.fixed_condition else latents[:, :, -r.num_condition_frames :]
+                self._move_references(latents)
+        return VideoResult(torch.cat(shots, dim=2)[0].cpu(), self.pipeline.vae, r.match_histogram)
+
+    def _shot(
+        self,
+        k: int,
+        condition: Tensor | None,
+        places: object,
+        length: int,
+        start: int,
+        condition_hints: list[int] | None,
+    ) -> Tensor:
+        from .pipeline import ClipInputs
+
+        r = self.request
+        n = 0 if condition is None else condition.shape[2]
+        before = list(range(start - n, start)) if condition_hints is None else condition_hints[:n]
+        timeline = before + list(range(start, start + length))
+        initial, sampling = None, r.sampling
+        if self.video is not None:
+            initial = self._latents(self.video[start : start + length])
+            sampling = replace(sampling, strength=r.video_strength)
+        inputs = ClipInputs(
+            [r.prompt],
+            [r.negative_prompt],
+            length,
+            self.height,
+            self.width,
+            condition_latents=condition,
+            condition_frames=places,  # type: ignore[arg-type]
+            initial_latents=initial,
+            controls=self._controls(timeline),
+            reference_images=_one(self.reference),
+            image_prompts=_one(self.image_prompt),
+            face_images=_one(self.face),
+            legacy_fit=r.legacy_fit,
+        )
+        run = "video" if len(self.lengths) == 1 else f"shot {k + 1}/{len(self.lengths)}"
+        return self.pipeline.sample(inputs, sampling, generator=self.generator, observer=self.observer, run=run)
+
+    def _controls(self, timeline: list[int]) -> list[Control]:
+        return [
+            Control(control.net, hints[timeline], control.scale, control.start, control.end)
+            for control, hints in zip(self.request.controls, self.hints, strict=True)
+        ]
+
+    def _first_frame(self) -> Tensor | None:
+        """Latents of the condition frames: given, redrawn, or generated with the temporal layers off."""
+        from .pipeline import ClipInputs
+
+        r = self.request
+        if not self.has_condition:
+            return None
+        source = self.image if self.image is not None else None if self.video is None else self.video[:1]
+        initial = None if source is None else self._latents(source)
+        if initial is not None and (not self.makes_first or r.first_frame.strength == 0):
+            return initial
+        negative = r.negative_prompt if r.first_frame_negative_prompt is None else r.first_frame_negative_prompt
+        inputs = ClipInputs(
+            [r.prompt],
+            [negative],
+            self.num_first,
+            self.height,
+            self.width,
+            initial_latents=initial,
+            controls=self._controls(list(range(self.num_first))),
+            reference_images=_one(self.reference if r.redraw_with_reference else None),
+            image_prompts=_one(self.image_prompt if r.redraw_with_image_prompt else None),
+            face_images=_one(self.face if r.redraw_with_face else None),
+            legacy_fit=r.legacy_fit,
+        )
+        latents = self.pipeline.sample(
+            inputs, r.first_frame, generator=self.generator, observer=self.observer, run="first frame"
+        )
+        # a redrawn picture replaces all others, a generated one the missing ones
+        frame = self._decode(latents)
+        redrawn = self.image is not None
+        if r.use_reference and (redrawn or self.reference is None):
+            self.reference = frame
+        if r.use_image_prompt and (redrawn or self.image_prompt is None):
+            self.image_prompt = frame
+        if r.use_face and (redrawn or self.face is None):
+            self.face = frame
+        return latents
+
+    def _move_references(self, latents: Tensor) -> None:
+        r = self.request
+        if not self.has_condition or (r.fixed_reference and r.fixed_image_prompt and r.fixed_face):
+            return
+        frames = self._decode(latents[:, :, -r.num_condition_frames :])
+        if r.use_reference and not r.fixed_reference:
+            self.reference = frames
+        if r.use_image_prompt and not r.fixed_image_prompt:
+            self.image_prompt = frames
+        if r.use_face and not r.fixed_face:
+            self.face = frames
+
+    def _latents(self, frames: Tensor) -> Tensor:
+        return encode_latents(self.pipeline.vae, frames)[None].to(self.pipeline.device)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return torch.cat(list(decode_latents(self.pipeline.vae, latents[0])))
+
+
+def _one(pictures: Tensor | None) -> Tensor | None:
+    """Pictures of a single video, with the axis of videos."""
+    return None if pictures is None else pictures[None]
