@@ -1,6 +1,11 @@
-"""The networks' numbers: one frozen dataclass per network, and the released variants by name."""
+"""The networks' numbers and the names to choose from: known to all, so that it imports nothing heavy."""
 
 from dataclasses import dataclass, replace
+
+GUIDANCE_METHODS = ("linear", "two_stage", "three_stage", "fix_two_stage")  # denoise/guidance.py
+NOISE_TYPES = ("video_fusion", "random")  # denoise/noise.py
+SCHEDULES = ("uniform_v2", "uniform")  # of context windows, denoise/windows.py
+FUSIONS = ("flat", "linear", "pyramid")  # of overlapping windows, denoise/windows.py
 
 
 @dataclass(frozen=True)

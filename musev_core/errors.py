@@ -1,6 +1,9 @@
 """Errors a person can act on: what was expected, what came, what to do."""
 
 import importlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
 from types import ModuleType
 
 
@@ -30,5 +33,23 @@ def require(module: str, *, install: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingPackageError(
-            f"{purpose} needs the package {module!r}, which cannot be imported ({error}). Install it with: pip install {install}"
+            f"{purpose} needs the package {module!r}, which cannot be imported ({error}). "
+            f"Install it with: pip install {install}"
         ) from error
+
+
+@contextmanager
+def blame(owner: str) -> Iterator[None]:
+    """Put `owner` ("Task 'girl'", a field's name) before a MuseVError which does not begin with it yet."""
+    try:
+        yield
+    except MuseVError as error:
+        if str(error).startswith(f"{owner}: "):
+            raise
+        raise MuseVError(f"{owner}: {error}") from error
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'fps'?"` for the end of a message about an unknown word; nothing if none comes close."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -46,26 +46,26 @@ def _check_uint8(frames: torch.Tensor, name: str) -> None:
 def _check_unit_range(frames: torch.Tensor, name: str) -> None:
     # Overshoot of a resize is fine; this is for pictures in 0..255 or -1..1 by mistake.
     low, high = (float(v) for v in frames.aminmax())
-    if low < -0.5 or high > 1.5:
+    if not (low >= -0.5 and high <= 1.5):  # so asked, NaN is refused too
         raise MuseVError(f"{name} are float and must lie in 0..1, got {low:.3g}..{high:.3g}.")
 
 
-def to_uint8(frames: torch.Tensor) -> torch.Tensor:
-    """Frames `(n, H, W, 3)` as uint8: float 0..1 times 255, clamped and rounded to nearest; uint8 as it is."""
-    check_frames(frames)
-    if frames.dtype == torch.uint8:
-        return frames
-    _check_unit_range(frames, "frames")
-    return frames.float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+def to_uint8(frames: torch.Tensor, *, name: str = "frames", truncate: bool = False) -> torch.Tensor:
+    """Frames `(n, H, W, 3)` as uint8: float 0..1 times 255, clamped and rounded to nearest; uint8 as it is.
 
+    Args:
+        name: what the messages call them.
+        truncate: round towards 0, as the original does before PIL and scikit-image (extra.md 7.2).
 
-def _truncated(frames: torch.Tensor, name: str) -> torch.Tensor:
-    # The original does not round where it hands generated frames to PIL or scikit-image (extra.md 7.2).
+    Raises:
+        MuseVError: a wrong shape or dtype, or floats far outside 0..1.
+    """
     check_frames(frames, name=name)
     if frames.dtype == torch.uint8:
         return frames
     _check_unit_range(frames, name)
-    return frames.float().mul(255).clamp_(0, 255).to(torch.uint8)
+    values = frames.float().mul(255).clamp_(0, 255)
+    return (values if truncate else values.round_()).to(torch.uint8)
 
 
 # ---- crop and resize -----------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def clip_pixel_values(
 
     if (height is None) != (width is None):
         raise MuseVError(f"Give both height and width or none of them, got height {height} and width {width}.")
-    images = _truncated(images, "images")
+    images = to_uint8(images, name="images", truncate=True)
     if height is not None and width is not None:
         if legacy:
             images = fit_images(images, height, width, resample="bicubic", legacy=True)
@@ -258,7 +258,8 @@ def match_histograms(frames: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     """
     from skimage import exposure
 
-    source, reference = _truncated(frames, "frames"), _truncated(target, "target")
+    source = to_uint8(frames, truncate=True)
+    reference = to_uint8(target, name="target", truncate=True)
     if len(reference) != 1:
         raise MuseVError(f"target must be one picture, got {len(reference)}.")
     picture = reference[0].cpu().numpy()
@@ -322,7 +323,8 @@ def save_image(path: str | Path, image: torch.Tensor) -> None:
     """Writes one picture `(1, H, W, 3)`, uint8 or float 0..1, as PNG, JPEG or WebP by suffix; replaces the file.
 
     Raises:
-        MuseVError: more than one picture, a wrong shape or dtype, an unknown suffix, a folder that does not exist.
+        MuseVError: more than one picture, a wrong shape or dtype, an unknown suffix, a folder that does not exist,
+            or a file that cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -332,7 +334,10 @@ def save_image(path: str | Path, image: torch.Tensor) -> None:
         raise MuseVError(f"{str(path)!r} can hold one picture, got {len(pictures)} frames.")
     if not path.parent.is_dir():
         raise MuseVError(f"There is no folder {str(path.parent)!r} to write {path.name!r} to.")
-    pictures[0].save(path, quality=95, lossless=True)  # JPEG takes the first, WebP the second, PNG neither
+    try:
+        pictures[0].save(path, quality=95, lossless=True)  # JPEG takes the first, WebP the second, PNG neither
+    except OSError as error:
+        raise MuseVError(f"{str(path)!r} cannot be written: {error}") from error
 
 
 def contact_sheet(frames: torch.Tensor, *, columns: int = 4, gap: int = 4, max_frames: int = 16) -> torch.Tensor:

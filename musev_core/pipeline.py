@@ -287,7 +287,7 @@ class MuseVPipeline:
         run: str = "video",
     ) -> Tensor:
         """One run of the denoising loop: latents `(videos, 4, frames of the clip, h, w)`, condition frames in place."""
-        observer = observer or Observer()
+        watch = observer or Observer()
         conditions, n = inputs.condition_latents, _frame_count(inputs.condition_latents)
         num_frames = n + inputs.num_frames
         places = list(range(n)) if inputs.condition_frames is None else list(inputs.condition_frames)
@@ -313,7 +313,7 @@ class MuseVPipeline:
                 condition_frames=places,
                 options=options.denoiser,
                 controls=inputs.controls,
-                on_window=lambda done, total: self._on_window(observer, run, step, done, total),
+                on_window=lambda done, total: self._on_window(watch, run, step, done, total),
             )
             for branches in sorted({2 if g > 1 else 1 for g in guidance})
         }
@@ -323,7 +323,7 @@ class MuseVPipeline:
 
         num_steps = len(guidance)
         for step in range(num_steps):
-            observer.check()
+            watch.check()
             scaled = scheduler.scale(latents, step)
             whole = _merge(scaled, conditions, denoiser.generated, denoiser.condition_frames, places)
             branches = 2 if guidance[step] > 1 else 1
@@ -331,9 +331,9 @@ class MuseVPipeline:
             if branches == 2:
                 prediction = guide(*prediction.chunk(2), guidance[step])
             latents, predicted = scheduler.step(prediction, step, latents, fresh_noise)
-            if observer.on_step is not None:
+            if watch.on_step is not None:
                 timestep = float(scheduler.timesteps[step])
-                observer.on_step(StepInfo(run, step, num_steps, timestep, latents, predicted))
+                watch.on_step(StepInfo(run, step, num_steps, timestep, latents, predicted))
         return _merge(latents, conditions, denoiser.generated, denoiser.condition_frames, places)
 
     @staticmethod

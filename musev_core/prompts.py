@@ -97,6 +97,11 @@ def negative_prompt(name_or_text: str) -> str:
     return NEGATIVE_PROMPTS.get(name_or_text, name_or_text)
 
 
+def template_fields(prompt: str) -> frozenset[str]:
+    """The names which a prompt asks for as `{name}`."""
+    return frozenset(_FIELD.findall(prompt))
+
+
 def fill_template(prompt: str, fields: Mapping[str, Any]) -> str:
     """Replaces every `{name}` of a prompt by the field of that name (extra.md 2.7).
 
@@ -107,7 +112,7 @@ def fill_template(prompt: str, fields: Mapping[str, Any]) -> str:
     Raises:
         MuseVError: the prompt asks for a field which is not there.
     """
-    if not _FIELD.search(prompt):
+    if not template_fields(prompt):
         return prompt
 
     def value(match: re.Match[str]) -> str:

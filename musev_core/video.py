@@ -5,24 +5,19 @@ import logging
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .errors import MuseVError
-from .images import save_image, to_uint8
-
-if TYPE_CHECKING:
-    from av import VideoFrame
+from .images import to_uint8
+from .video_encoders import ENCODERS, EXACT, Encoder, PngFolder, filter_graph
 
 log = logging.getLogger(__name__)
-
-_EXACT = "bicubic+accurate_rnd+full_chroma_int"  # without these swscale darkens every conversion by one level
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -109,7 +104,7 @@ def _decode(path: Path, stride: int, start: int) -> Iterator[torch.Tensor]:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         try:
-            to_rgb = _graph([("scale", f"flags={_EXACT}"), ("format", "rgb24")], template=stream)
+            to_rgb = filter_graph([("scale", f"flags={EXACT}"), ("format", "rgb24")], template=stream)
             for frame in container.decode(stream):
                 if count >= start and (count - start) % stride == 0:
                     to_rgb.push(frame)
@@ -121,17 +116,6 @@ def _decode(path: Path, stride: int, start: int) -> Iterator[torch.Tensor]:
             raise MuseVError(f"{str(path)!r} cannot be read after frame {count}: {error}") from error
     if count <= start:
         raise MuseVError(f"{str(path)!r} has {count} frames, so there is none left from frame {start} on.")
-
-
-def _graph(filters: list[tuple[str, str]], **source) -> Any:
-    """A chain of FFmpeg filters; `source` describes the frames pushed into it."""
-    from av.filter import Graph
-
-    graph = Graph()
-    nodes = [graph.add_buffer(**source)]
-    nodes += [graph.add(name, arguments) for name, arguments in [*filters, ("buffersink", "")]]
-    graph.link_nodes(*nodes).configure()
-    return graph
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -179,13 +163,13 @@ class VideoWriter:
         self.path = Path(path)
         self.frame_count = 0
         self._overwrite, self._crf = overwrite, crf
-        self._sink: _Encoder | _PngFolder | None = None
+        self._sink: Encoder | PngFolder | None = None
         self._size: tuple[int, int] | None = None
         self._finished = False
 
         suffix = self.path.suffix.lower()
-        if suffix not in _OPEN:
-            known = ", ".join(name for name in _OPEN if name)
+        if suffix not in ENCODERS:
+            known = ", ".join(name for name in ENCODERS if name)
             raise MuseVError(
                 f"Unknown video format {suffix!r} of {str(path)!r}: use {known}, or none for a folder of PNG files."
             )
@@ -220,7 +204,8 @@ class VideoWriter:
         """Appends frames `(n, H, W, 3)`, uint8 or float 0..1 (rounded to nearest).
 
         Raises:
-            MuseVError: a wrong shape or dtype, another size than that of the first frames, or a finished writer.
+            MuseVError: a wrong shape or dtype, another size than that of the first frames, a finished writer, or a
+                file that cannot be written (no rights, a full disk, an FFmpeg without the encoder).
         """
         if self._finished:
             raise MuseVError(f"{str(self.path)!r} is finished; frames can only be written before close or discard.")
@@ -229,18 +214,20 @@ class VideoWriter:
         sink = self._sink
         if sink is None:
             self._size = size
-            self._sink = sink = _OPEN[self.path.suffix.lower()](self._part, size, self._rate, self._crf)
+            with self._blamed():
+                self._sink = sink = ENCODERS[self.path.suffix.lower()](self._part, size, self._rate, self._crf)
         if size != self._size:
             raise MuseVError(f"All frames must be of the size of the first, {self._size} (height, width), got {size}.")
-        for frame in frames.cpu().numpy():
-            sink.add(frame)
+        with self._blamed():
+            for frame in frames.cpu().numpy():
+                sink.add(frame)
         self.frame_count += len(frames)
 
     def close(self) -> None:
         """Finishes the file and puts it in its place; does nothing after the first call.
 
         Raises:
-            MuseVError: no frame was written.
+            MuseVError: no frame was written, or the file cannot be written to its end.
         """
         if self._finished:
             return
@@ -248,8 +235,9 @@ class VideoWriter:
         if self._sink is None:
             raise MuseVError(f"No frames were written, so there is no {str(self.path)!r}.")
         try:
-            self._sink.close()
-            self._publish()
+            with self._blamed():
+                self._sink.close()
+                self._publish()
         except BaseException:
             self.discard()
             raise
@@ -267,6 +255,16 @@ class VideoWriter:
         else:
             self._part.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def _blamed(self) -> Iterator[None]:
+        from av.codec.codec import UnknownCodecError
+        from av.error import FFmpegError
+
+        try:
+            yield
+        except (FFmpegError, OSError, UnknownCodecError) as error:
+            raise MuseVError(f"{str(self.path)!r} cannot be written: {error}") from error
+
     def _occupied(self) -> bool:
         return self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()))
 
@@ -283,125 +281,3 @@ class VideoWriter:
         for new in sorted(self._part.iterdir()):
             new.replace(self.path / new.name)
         self._part.rmdir()
-
-
-class _PngFolder:
-    def __init__(self, path: Path):
-        path.mkdir()
-        self.path, self.count = path, 0
-
-    def add(self, rgb: np.ndarray) -> None:
-        save_image(self.path / f"{self.count:04d}.png", torch.from_numpy(rgb)[None])
-        self.count += 1
-
-    def close(self) -> None: ...
-
-    abort = close
-
-
-class _Encoder:
-    """One FFmpeg file with one video encoder; `convert` makes its frames of RGB arrays, `ticks` time units apart."""
-
-    def __init__(
-        self,
-        path: Path,
-        muxer: str,
-        codec: str,
-        size: tuple[int, int],
-        rate: Fraction,
-        convert: "Callable[[np.ndarray], VideoFrame]",
-        *,
-        pix_fmt: str,
-        options: dict[str, str],
-        ticks: int = 1,
-    ):
-        import av
-
-        self.container = av.open(str(path), "w", format=muxer, options=_MUXER_OPTIONS[muxer])
-        self.stream: Any = self.container.add_stream(codec, rate=rate, options=options)
-        self.stream.height, self.stream.width = size
-        self.stream.pix_fmt = pix_fmt
-        self.convert, self.time_base, self.ticks, self.count = convert, 1 / rate, ticks, 0
-
-    def add(self, rgb: np.ndarray) -> None:
-        frame = self.convert(np.ascontiguousarray(rgb))
-        frame.pts, frame.time_base = self.count * self.ticks, self.time_base
-        self.count += 1
-        self._mux(self.stream.encode(frame))
-
-    def close(self) -> None:
-        self._mux(self.stream.encode())
-        self.container.close()
-
-    def abort(self) -> None:
-        self.container.close()
-
-    def _mux(self, packets) -> None:
-        for packet in packets:
-            packet.duration = self.ticks  # or the last frame of a GIF would flash by
-            self.container.mux(packet)
-
-
-def _open_mp4(path: Path, size: tuple[int, int], rate: Fraction, crf: int) -> _Encoder:
-    from av import VideoFrame
-
-    bottom, right = size[0] % 2, size[1] % 2
-    height, width = size[0] + bottom, size[1] + right
-    if bottom or right:
-        log.warning("mp4 needs even sizes: %s x %s becomes %s x %s (height x width).", *size, height, width)
-    to_yuv = _graph(
-        [("scale", f"out_color_matrix=bt709:out_range=tv:flags={_EXACT}"), ("format", "yuv420p")],
-        width=width,
-        height=height,
-        format="rgb24",
-        time_base=1 / rate,
-    )
-
-    def convert(rgb: np.ndarray) -> VideoFrame:
-        rgb = np.pad(rgb, ((0, bottom), (0, right), (0, 0)), mode="edge")
-        to_yuv.push(VideoFrame.from_ndarray(rgb, format="rgb24"))
-        return to_yuv.pull()
-
-    options = {"crf": str(crf)}
-    encoder = _Encoder(path, "mp4", "libx264", (height, width), rate, convert, pix_fmt="yuv420p", options=options)
-    context = encoder.stream.codec_context
-    context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1  # BT.709, 16..235
-    return encoder
-
-
-def _open_webp(path: Path, size: tuple[int, int], rate: Fraction, crf: int) -> _Encoder:
-    from av import VideoFrame
-
-    def convert(rgb: np.ndarray) -> VideoFrame:
-        return VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="bgra")
-
-    options = {"lossless": "1", "compression_level": "1"}  # higher levels take twice as long and save nothing
-    return _Encoder(path, "webp", "libwebp_anim", size, rate, convert, pix_fmt="bgra", options=options)
-
-
-def _open_gif(path: Path, size: tuple[int, int], rate: Fraction, crf: int) -> _Encoder:
-    from av import VideoFrame
-    from PIL import Image
-
-    step = 1 + max(size) // 512  # a part of the pixels is enough to choose the colours
-
-    def convert(rgb: np.ndarray) -> VideoFrame:
-        # A palette for each frame, since one for the whole clip would need all frames in memory.
-        palette = Image.fromarray(np.ascontiguousarray(rgb[::step, ::step])).quantize(256)
-        picture = Image.fromarray(rgb).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-        colours = np.asarray(palette.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        argb = np.full((256, 4), 255, np.uint8)
-        argb[: len(colours), 1:] = colours
-        indexed: Any = (np.asarray(picture), argb)
-        return VideoFrame.from_ndarray(indexed, format="pal8")
-
-    ticks = max(2, int(1000 / rate) // 10)  # browsers slow anything faster than 1/50 s down to 1/10 s
-    return _Encoder(path, "gif", "gif", size, Fraction(100), convert, pix_fmt="pal8", options={}, ticks=ticks)
-
-
-def _open_folder(path: Path, size: tuple[int, int], rate: Fraction, crf: int) -> _PngFolder:
-    return _PngFolder(path)
-
-
-_OPEN = {".mp4": _open_mp4, ".gif": _open_gif, ".webp": _open_webp, "": _open_folder}
-_MUXER_OPTIONS = {"mp4": {"movflags": "+faststart"}, "gif": {"loop": "0"}, "webp": {"loop": "0"}}

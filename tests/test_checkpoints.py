@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from musev_core import keymaps
-from musev_core.checkpoints import check_finite, read_shapes, read_tensors, select
 from musev_core.config import IMAGE_PROJECTIONS, MUSEV, MUSEV_REFERENCENET, SD15, UNetConfig
 from musev_core.errors import CheckpointError, MuseVError
-from musev_core.model_files import find_musev_files, read_base
-from musev_core.model_kinds import Family, describe, image_projection_config, recognise, unet_config_from_shapes
+from musev_core.weights.files import check_finite, read_shapes, read_tensors, select
+from musev_core.weights.kinds import Family, describe, image_projection_config, recognise, unet_config_from_shapes
+from musev_core.weights.layout import find_musev_files, read_base
 
 MANIFESTS = Path(__file__).parent / "manifests"
 TINY = json.loads((MANIFESTS / "tiny.json").read_text())
@@ -136,6 +136,11 @@ def test_folder_in_place_of_a_file(tmp_path):
         ("a.safetensors", (50).to_bytes(8, "little") + b"{", "header should take 50 bytes, the whole file has 9"),
         ("a.safetensors", (5).to_bytes(8, "little") + b"{oh!}", "damaged safetensors file: its header"),
         ("a.safetensors", (9).to_bytes(8, "little") + b'{"x":"y"}', "damaged safetensors file: its header"),
+        (
+            "a.safetensors",
+            (37).to_bytes(8, "little") + b'{"x":{"shape":[1],"data_offsets":[]}}',
+            "damaged safetensors file: its header",
+        ),
         ("a.safetensors", (2).to_bytes(8, "little") + b"{}", "holds no tensors"),
     ],
 )
@@ -687,7 +692,9 @@ def test_a_lone_model_needs_no_variant(tmp_path):
 
 
 def test_what_find_musev_files_refuses(published, tmp_path):
-    with pytest.raises(MuseVError, match="Unknown MuseV variant 'museV'; expected one of musev, musev_referencenet"):
+    with pytest.raises(
+        MuseVError, match="Unknown MuseV variant 'museV'; expected one of musev, .* Did you mean 'musev'"
+    ):
         find_musev_files(published, "museV")
     with pytest.raises(CheckpointError, match=r"does not exist\. In that folder: motion\."):
         find_musev_files(published / "motions")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.numbers import det_image
 
 from musev_core.errors import MuseVError
 from musev_core.images import (
@@ -22,8 +23,6 @@ from musev_core.images import (
     to_uint8,
     to_vae_input,
 )
-
-from .support.numbers import det_image
 
 GOLDENS = Path(__file__).parent / "goldens" / "public"
 CASES = {case["id"]: case for case in json.loads((GOLDENS / "cases.json").read_text())}
@@ -209,6 +208,12 @@ def test_saved_images_come_back(tmp_path, suffix):
         assert picture.dtype == torch.uint8 and torch.equal(picture, image)
 
 
+def test_an_image_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "taken.png").mkdir()
+    with pytest.raises(MuseVError, match="taken.png' cannot be written: "):
+        save_image(tmp_path / "taken.png", noise(1, 16, 24))
+
+
 def test_transparency_is_laid_on_white(tmp_path):
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:4] = (255, 0, 0, 255)
@@ -280,6 +285,7 @@ GOOD = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
         (lambda: to_vae_input(GOOD.int()), r"uint8 \(0..255\) or float \(0..1\), got torch.int32"),
         (lambda: to_vae_input(GOOD.float() + 255), "must lie in 0..1, got 255..255"),
         (lambda: to_uint8(GOOD.float() - 1), "must lie in 0..1, got -1..-1"),
+        (lambda: to_uint8(GOOD.float() * float("nan")), "must lie in 0..1, got nan..nan"),
         (lambda: clip_pixel_values(GOOD, height=64), "both height and width"),
         (lambda: clip_pixel_values(GOOD.float() + 2), "images are float and must lie in 0..1"),
         (lambda: match_histograms(GOOD, GOOD.repeat(2, 1, 1, 1)), "one picture, got 2"),

@@ -11,7 +11,8 @@ from torch import nn
 from musev_core import keymaps
 from musev_core.config import UNetConfig
 from musev_core.errors import CheckpointError, MuseVError
-from musev_core.lora import BLOCK_NAMES, LORA_BLOCK_PRESETS, apply_lora, read_faceid_lora, read_lora
+from musev_core.weights.lora import apply_lora, read_faceid_lora, read_lora
+from musev_core.weights.lora_blocks import BLOCK_NAMES, LORA_BLOCK_PRESETS
 
 MANIFESTS = Path(__file__).parent / "manifests"
 TINY = json.loads((MANIFESTS / "tiny.json").read_text())
@@ -322,11 +323,11 @@ def test_bad_numbers(unet):
     lora = read_lora(kohya(QUERY, *pair(unet[f"{QUERY}.weight"])))
     with pytest.raises(MuseVError, match="strength must be a finite number, got nan"):
         apply_lora(unet, lora, float("nan"))
-    with pytest.raises(MuseVError, match="Unknown LoRA block preset 'FACES'; expected one of ALL, FACE"):
+    with pytest.raises(MuseVError, match="expected 17 numbers or one of ALL, FACE, .*got 'FACES'. Did you mean 'FACE'"):
         apply_lora(unet, lora, 1.0, "FACES")
-    with pytest.raises(MuseVError, match="17 finite factors .*got 2"):
+    with pytest.raises(MuseVError, match=r"block_weights: expected 17 numbers .*got \[1.0, 1.0\]"):
         apply_lora(unet, lora, 1.0, [1.0, 1.0])
-    with pytest.raises(MuseVError, match="17 finite factors"):
+    with pytest.raises(MuseVError, match="block_weights: expected a number, got inf"):
         apply_lora(unet, lora, 1.0, [float("inf")] * 17)
 
 

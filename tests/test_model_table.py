@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from musev_core.errors import MuseVError
-from musev_core.lora import LORA_BLOCK_PRESETS
-from musev_core.model_table import LoraEntry, ModelEntry, load_model_table, pick
+from musev_core.tasks.model_table import LoraEntry, ModelEntry, load_model_table, pick
+from musev_core.weights.lora_blocks import LORA_BLOCK_PRESETS
 
 
 def table(folder: Path, text: str) -> dict[str, ModelEntry]:
@@ -87,12 +87,13 @@ def test_block_weights_as_numbers(tmp_path, weights):
     [
         ("", "should map names to models(.|\n)*majicmixRealv6Fp16:"),
         ("- a\n- b", "should map names to models"),
-        ("a: [", "cannot be read as YAML"),
-        ("a: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+        ("a: [", "The model table .* is not valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "is not valid YAML"),
         ("a: 5", "Model 'a': expected fields, got 5"),
         ("a: {loras: {}}", "Model 'a': path: expected a folder or file name, got None"),
         ("a: {path: ' '}", "Model 'a': path: expected a folder or file name, got ' '"),
         ("a: {path: p, prompt: x}", "Model 'a': unknown field 'prompt'; known are path, loras, style, sex"),
+        ("a: {path: p, lora: {}}", "Model 'a': unknown field 'lora'.* Did you mean 'loras'"),
         ("a: {path: p, loras: [x]}", r"Model 'a': loras: expected a mapping of files to strengths, got \['x'\]"),
         ("a: {path: p, loras: {l: much}}", "Model 'a': loras: l: strength: expected a number, got 'much'"),
         ("a: {path: p, loras: {l: true}}", "Model 'a': loras: l: strength: expected a number, got True"),
@@ -119,13 +120,14 @@ def test_python_table_is_never_executed(tmp_path):
     witness = tmp_path / "witness"
     (tmp_path / "models.py").write_text(f"open({str(witness)!r}, 'w')\nMODEL_CFG = {{}}")
     with pytest.raises(
-        MuseVError, match="never executed. Write the same table as YAML:\nmajicmixRealv6Fp16:\n  path: "
+        MuseVError, match="never executed. Write the model table as YAML:\nmajicmixRealv6Fp16:\n  path: "
     ):
         load_model_table(tmp_path / "models.py")
     assert not witness.exists()
 
 
 def test_the_example_in_the_messages_is_a_valid_table(tmp_path):
+    (tmp_path / "models.py").touch()
     with pytest.raises(MuseVError) as caught:
         load_model_table(tmp_path / "models.py")
     [entry] = table(tmp_path, str(caught.value).split("YAML:\n")[1]).values()

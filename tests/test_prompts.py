@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 
 from musev_core.errors import MuseVError
-from musev_core.prompts import NEGATIVE_PROMPTS, RENDER_STYLES, fill_template, negative_prompt, parse_weights
+from musev_core.prompts import (
+    NEGATIVE_PROMPTS,
+    RENDER_STYLES,
+    fill_template,
+    negative_prompt,
+    parse_weights,
+    template_fields,
+)
 
 CASES = json.loads((Path(__file__).parent / "goldens/public/cases.json").read_text())
 
@@ -138,3 +145,8 @@ def test_unknown_field_is_named_with_those_there_are():
         fill_template("{sex}, {hair}", {"sex": "female", "age": 20})
     with pytest.raises(MuseVError, match="there are none"):
         fill_template("{hair}", {})
+
+
+def test_the_fields_a_prompt_asks_for():
+    assert template_fields("a { sex } with {hair}, {hair}") == {"sex", "hair"}
+    assert template_fields("a girl {with space}") == frozenset()

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support.numbers import det, det_param
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from musev_core.errors import CheckpointError, MuseVError
@@ -20,8 +21,6 @@ from musev_core.text import (
     read_textual_inversion,
     weighted_tokens,
 )
-
-from .support.numbers import det, det_param
 
 GOLDENS = Path(__file__).parent / "goldens/public"
 CASES = json.loads((GOLDENS / "cases.json").read_text())

@@ -254,6 +254,15 @@ def test_a_file_that_appeared_meanwhile_is_spared(tmp_path):
     assert writer.path.name == "clip-2.mp4" and len(read_video(writer.path).frames) == 10
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_cannot_be_written_is_named(tmp_path, name):
+    (tmp_path / "gone").mkdir()
+    writer = VideoWriter(tmp_path / "gone" / name, fps=8)
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(MuseVError, match=f"{name}' cannot be written: .*No such file"), writer:
+        writer.write(CLIP)
+
+
 def test_missing_folders_are_made(tmp_path):
     assert write_video(tmp_path / "a" / "b" / "clip.gif", CLIP[:2], fps=8).is_file()
 

@@ -1,7 +1,7 @@
 """One model evaluation for a whole clip: every window sees the clean condition frames, and the predictions are fused.
 
-This is MuseV's visual-conditioned parallel denoising (musev.md 4): windows do not depend on each other within a step, so
-a video may be as long as one likes, and errors do not pile up from window to window.
+This is MuseV's visual-conditioned parallel denoising (musev.md 4): windows do not depend on each other within a step,
+so a video may be as long as one likes, and errors do not pile up from window to window.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import MuseVError
 from ..models.conditions import ClipConditions, ControlResiduals
+from ..models.unet import MuseVUNet
 from .windows import WindowOptions, context_windows, fusion_weights, place_condition_frames
 
 
@@ -84,7 +85,7 @@ class ClipDenoiser:
 
     def __init__(
         self,
-        unet: nn.Module,
+        unet: MuseVUNet,
         clip: ClipConditions,
         *,
         branches: int,

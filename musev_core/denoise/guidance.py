@@ -1,11 +1,9 @@
 """Guidance scale over the steps (extra.md 2.8)."""
 
-import torch
 from torch import Tensor
 
+from ..config import GUIDANCE_METHODS
 from ..errors import MuseVError
-
-GUIDANCE_METHODS = ("linear", "two_stage", "three_stage", "fix_two_stage")
 
 
 def guidance_schedule(start: float, end: float | None, method: str, num_steps: int) -> list[float]:

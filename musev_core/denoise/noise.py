@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config import NOISE_TYPES
 from ..errors import MuseVError
 
-NOISE_TYPES = ("video_fusion", "random")
 Generator = torch.Generator | Sequence[torch.Generator] | None
 
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config import FUSIONS, SCHEDULES
 from ..errors import MuseVError
-
-SCHEDULES = ("uniform_v2", "uniform")
-FUSIONS = ("flat", "linear", "pyramid")
 
 
 @dataclass(frozen=True)

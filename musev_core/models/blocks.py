@@ -23,8 +23,8 @@ from .transformer import SpatialTransformer
 class CallState:
     """What the blocks of one call share.
 
-    `time_embedding (1 or b, 1 or t, dim)` after its SiLU; `frame_embedding (1 or b, t, dim)`, None switches the temporal
-    layers off; `condition_frames` are positions in the window.
+    `time_embedding (1 or b, 1 or t, dim)` after its SiLU; `frame_embedding (1 or b, t, dim)`, None switches the
+    temporal layers off; `condition_frames` are positions in the window.
     """
 
     clip: ClipConditions
@@ -189,9 +189,7 @@ class UpBlock(_Layered):
 
     def __init__(self, layers: Layers, index: int, n_in: int, n_out: int, n_last_skip: int, config: UNetConfig):
         n = config.layers_per_block + 1
-        widths = [
-            ((n_in if j == 0 else n_out) + (n_last_skip if j == n - 1 else n_out), n_out) for j in range(n)
-        ]
+        widths = [((n_in if j == 0 else n_out) + (n_last_skip if j == n - 1 else n_out), n_out) for j in range(n)]
         levels = len(config.block_out_channels)
         super().__init__(layers, widths, config, attention=config.cross_attention_blocks[levels - 1 - index])
         last = index == levels - 1

@@ -26,7 +26,7 @@ class ControlResiduals:
     mid: Tensor | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class ClipConditions:
     """The constant inputs of one network for one clip.
 
@@ -45,7 +45,7 @@ class ClipConditions:
     face_tokens: Tensor | None = None
     face_scale: float = 1.0
     reference: ReferenceFeatures | None = None
-    _cache: dict[Hashable, object] = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict[Hashable, object] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -76,7 +76,6 @@ class ClipConditions:
             image_tokens=pick(self.image_tokens),
             face_tokens=pick(self.face_tokens),
             reference=reference,
-            _cache={},
         )
 
     def at_frames(self, frames: Sequence[Sequence[int]]) -> "ClipConditions":
@@ -99,5 +98,4 @@ class ClipConditions:
             image_tokens=repeat(self.image_tokens),
             face_tokens=repeat(self.face_tokens),
             reference=reference,
-            _cache={},
         )

@@ -12,7 +12,7 @@ from .layers import Layers
 def sinusoidal(positions: Tensor, dim: int) -> Tensor:
     """`(...)` numbers to `(..., dim)`: cosines, then sines, in float32 (musev.md 2.2)."""
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=positions.device) * (-math.log(10000.0) / half)
+    exponents = -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=positions.device) / half
     angles = positions.float()[..., None] * exponents.exp()
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

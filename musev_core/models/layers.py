@@ -21,7 +21,9 @@ class LayerFactory(Protocol):
     time), `group_norm` (groups, channels, eps), `layer_norm` (channels, eps), `parameter` (shape).
     """
 
-    def __call__(self, name: str, kind: str, *shape: Any) -> Any: ...
+    def __call__(self, name: str, kind: str, *shape: Any) -> Any:
+        """The leaf, a callable on tensors, or for `parameter` a parameter."""
+        ...
 
 
 class Borrowed:
@@ -33,6 +35,7 @@ class Borrowed:
         self.layer = layer
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The layer's own result."""
         return self.layer(x)
 
 
@@ -105,7 +108,7 @@ class Layers:
         return self._leaf(name, "group_norm", groups, channels, eps)
 
     def layer_norm(self, name: str, channels: int) -> Any:
-        """Layer norm over the channels. The original runs two of three with eps 0; either suits the weights (musev.md 8.3)."""
+        """Layer norm over the channels; the original has eps 0 in two of three, either suits (musev.md 8.3)."""
         return self._leaf(name, "layer_norm", channels, 1e-5)
 
     def parameter(self, name: str, *shape: int) -> nn.Parameter:
@@ -121,7 +124,7 @@ class Group(nn.Module):
         for name, leaf in leaves.items():
             setattr(self, name.removeprefix("_"), leaf)
 
-    def __getitem__(self, name: str) -> Callable[[Tensor], Tensor]:
+    def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
 
 

@@ -8,6 +8,8 @@ from .layers import Group, Layers, norm_per_clip, per_clip
 from .transformer import FeedForward
 
 TEMPORAL_CONV_GROUPS = 32  # whatever the rest of the network uses
+# where norm and convolution stand in the stages of the published files; a dropout sits at index 2 of the later ones
+_STAGES = {"conv1": ("0", "2"), "conv2": ("0", "3"), "conv3": ("0", "3"), "conv4": ("0", "3")}
 
 
 class TemporalConv(nn.Module):
@@ -18,19 +20,21 @@ class TemporalConv(nn.Module):
 
     def __init__(self, layers: Layers, channels: int):
         super().__init__()
-        for stage in range(1, 5):
-            place = layers.at(f"conv{stage}")
-            norm = place.group_norm("0", TEMPORAL_CONV_GROUPS, channels, eps=1e-5)
-            # a dropout sits at index 2 of the later stages in the published files
-            conv = "2" if stage == 1 else "3"
-            setattr(self, f"conv{stage}", Group(_0=norm, **{f"_{conv}": place.temporal_conv(conv, channels, channels)}))
+        for stage, (norm, conv) in _STAGES.items():
+            place = layers.at(stage)
+            leaves = {
+                f"_{norm}": place.group_norm(norm, TEMPORAL_CONV_GROUPS, channels, eps=1e-5),
+                f"_{conv}": place.temporal_conv(conv, channels, channels),
+            }
+            setattr(self, stage, Group(**leaves))
         self.temporal_weight = layers.parameter("temporal_weight", 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(b, t, h, w, c)`."""
         h = x
-        for stage, conv in ((self.conv1, "2"), (self.conv2, "3"), (self.conv3, "3"), (self.conv4, "3")):
-            h = per_clip(stage[conv], F.silu(norm_per_clip(stage["0"], h)))
+        for stage, (norm, conv) in _STAGES.items():
+            layer: Group = getattr(self, stage)
+            h = per_clip(layer[conv], F.silu(norm_per_clip(layer[norm], h)))
         return x + h * self.temporal_weight.abs().to(h.dtype)
 
 

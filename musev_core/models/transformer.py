@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention to the prompt, plus one decoupled term each for image and face tokens (IP-Adapter, arXiv:2308.06721)."""
+    """Attention to the prompt, plus a decoupled term each for image and face tokens (IP-Adapter, arXiv:2308.06721)."""
 
     def __init__(
         self, layers: Layers, channels: int, heads: int, context_dim: int, *, image_prompt: bool, face_prompt: bool

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import UNetConfig
+from ..errors import MuseVError
 from .blocks import CallState, DownBlock, MidBlock, UpBlock
 from .conditions import ClipConditions, ControlResiduals
 from .embeddings import EmbeddingMLP
@@ -44,6 +45,8 @@ class MuseVUNet(nn.Module):
             DownBlock(layers.at("down_blocks", i), i, widths[max(i - 1, 0)], width, config)
             for i, width in enumerate(widths)
         )
+        levels = len(widths)
+        self.num_residuals = 1 + levels * config.layers_per_block + levels - 1
         self.mid_block = MidBlock(layers.at("mid_block"), widths[-1], config)
         if config.reference_fusion:
             self.mid_block_refer_emb_attns = ReferenceFusion(
@@ -88,10 +91,15 @@ class MuseVUNet(nn.Module):
             frame_index: `(t,)` or `(b, t)`, instead of 0, 1, 2, ... times the motion speed.
             control: additions to the skip connections and the mid block.
             skip_temporal: treat every frame as a picture of its own.
+
+        Raises:
+            MuseVError: rows, frames or numbers of features which do not belong together.
         """
         config = self.config
         b, _, t, _, _ = sample.shape
-        condition_frames = tuple(condition_frames) if t > 1 else ()
+        condition_frames = tuple(condition_frames)
+        self._check(sample, clip, condition_frames, control)
+        condition_frames = condition_frames if t > 1 else ()  # a picture alone is no condition (musev.md 8.6)
         x = sample.permute(0, 2, 3, 4, 1)  # (b, t, h, w, c)
         frames = None
         if config.temporal and not skip_temporal:
@@ -124,9 +132,43 @@ class MuseVUNet(nn.Module):
         x = per_frame(self.conv_out, F.silu(norm_per_frame(self.conv_norm_out, x)))
         return x.permute(0, 4, 1, 2, 3)  # (b, c, t, h, w)
 
-    def _time_embedding(
-        self, timestep: Tensor | float, t: int, condition_frames: tuple[int, ...], x: Tensor
-    ) -> Tensor:
+    def _check(
+        self,
+        sample: Tensor,
+        clip: ClipConditions,
+        condition_frames: tuple[int, ...],
+        control: ControlResiduals | None,
+    ) -> None:
+        """Refuses inputs which do not belong together: reshaping would mix rows up without a word."""
+        b, _, t, _, _ = sample.shape
+        if clip.text.ndim == 4 and tuple(clip.text.shape[:2]) != (b, t):
+            raise MuseVError(
+                f"text per frame must have the shape ({b}, {t}, tokens, dim) for this sample, "
+                f"got {tuple(clip.text.shape)}"
+            )
+        tokens = {"text": clip.text, "image tokens": clip.image_tokens, "face tokens": clip.face_tokens}
+        if clip.reference is not None:
+            tokens["reference features"] = clip.reference.mid
+        for name, x in tokens.items():
+            if x is not None and b % x.shape[0]:
+                raise MuseVError(f"{name} for {x.shape[0]} rows cannot serve a batch of {b}: it must be a multiple")
+        if any(not 0 <= i < t for i in condition_frames):
+            raise MuseVError(
+                f"condition frames must lie in 0..{t - 1} for a window of {t} frames, got {condition_frames}"
+            )
+        expected = self.num_residuals
+        if control is not None and len(control.down) != expected:
+            raise MuseVError(
+                f"a ControlNet for this UNet gives {expected} residuals for the skip connections, "
+                f"got {len(control.down)}"
+            )
+        if clip.reference is not None and self.config.reference_fusion and len(clip.reference.down) != expected:
+            raise MuseVError(
+                f"a ReferenceNet for this UNet gives {expected} features besides the mid block's, "
+                f"got {len(clip.reference.down)}"
+            )
+
+    def _time_embedding(self, timestep: Tensor | float, t: int, condition_frames: tuple[int, ...], x: Tensor) -> Tensor:
         """`(1 or b, 1 or t, dim)`, after its SiLU and zero for condition frames in the models which want it so."""
         if not isinstance(timestep, Tensor):
             timestep = x.new_full((), timestep, dtype=torch.float32)

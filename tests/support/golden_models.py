@@ -64,7 +64,9 @@ def projection_config(kind: str, numbers: dict | None = None) -> ImageProjection
 
 @cache
 def projection(kind: str, seed: int):
-    return fill(image_projection(projection_config(kind)), PREFIX["image_proj" if kind == "plain" else "faceid_proj"], seed)
+    return fill(
+        image_projection(projection_config(kind)), PREFIX["image_proj" if kind == "plain" else "faceid_proj"], seed
+    )
 
 
 @cache

@@ -1,15 +1,14 @@
 """Model tables: the base models a run can choose from, by name, with the LoRAs each brings along."""
 
-import difflib
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import MuseVError
-from .lora import BLOCK_NAMES, LORA_BLOCK_PRESETS
+from ..errors import MuseVError, nearest
+from ..values import beside, read_yaml, scalar, user_path
+from ..weights.lora_blocks import LORA_BLOCK_PRESETS, block_factors
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 
@@ -56,17 +55,18 @@ def load_model_table(path: str | os.PathLike[str]) -> dict[str, ModelEntry]:
     Raises:
         MuseVError: nothing there, no models in it, a Python file (never executed), or a malformed table.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     suffix = path.suffix.lower()
-    if suffix == ".py":
-        raise MuseVError(f"{path} is Python code, which is never executed. Write the same table as YAML:\n{_EXAMPLE}")
     if not path.exists():
         raise MuseVError(f"There is no model table, model or folder {path} (working directory: {Path.cwd()}).")
     if path.is_dir():
         return _from_folder(path)
     if suffix in CHECKPOINT_SUFFIXES:
         return {path.stem: ModelEntry(name=path.stem, path=path)}
-    return {str(name): _entry(str(name), fields, path.parent) for name, fields in _read(path).items()}
+    data = read_yaml(path, what="model table", example=_EXAMPLE)
+    if not isinstance(data, Mapping) or not data:
+        raise MuseVError(f"The model table {path} should map names to models, e.g.\n{_EXAMPLE}")
+    return {str(name): _entry(str(name), fields, path.parent) for name, fields in data.items()}
 
 
 def pick(table: Mapping[str, ModelEntry], names: str) -> list[ModelEntry]:
@@ -84,7 +84,7 @@ def pick(table: Mapping[str, ModelEntry], names: str) -> list[ModelEntry]:
         raise MuseVError(f"No model was named. Known models: {', '.join(table)}.")
     for name in wanted:
         if name not in table:
-            raise MuseVError(f"There is no model {name!r}.{_nearest(name, table)} Known models: {', '.join(table)}.")
+            raise MuseVError(f"There is no model {name!r}.{nearest(name, table)} Known models: {', '.join(table)}.")
     entries = [table[name] for name in dict.fromkeys(wanted)]
     for entry in entries:
         for what, file in (("path", entry.path), *(("loras", lora.path) for lora in entry.loras)):
@@ -93,11 +93,6 @@ def pick(table: Mapping[str, ModelEntry], names: str) -> list[ModelEntry]:
                     f"Model {entry.name!r}: {what}: {file} does not exist (working directory: {Path.cwd()})."
                 )
     return entries
-
-
-def _nearest(word: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _is_diffusers(folder: Path) -> bool:
@@ -122,18 +117,6 @@ def _from_folder(folder: Path) -> dict[str, ModelEntry]:
     return table
 
 
-def _read(path: Path) -> Mapping[Any, Any]:
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise MuseVError(f"The model table {path} cannot be read as YAML: {error}") from error
-    if not isinstance(data, Mapping) or not data:
-        raise MuseVError(f"The model table {path} should map names to models, e.g.\n{_EXAMPLE}")
-    return data
-
-
 def _entry(name: str, fields: Any, folder: Path) -> ModelEntry:
     where = f"Model {name!r}"
     if isinstance(fields, str):
@@ -147,7 +130,7 @@ def _entry(name: str, fields: Any, folder: Path) -> ModelEntry:
     texts = {key: None if fields.get(key) is None else str(fields[key]) for key in ("style", "sex")}
     return ModelEntry(
         name=name,
-        path=_located(fields["path"], folder),
+        path=beside(folder, fields["path"]),
         loras=tuple(_lora(f"{where}: loras: {file}", str(file), rule, folder) for file, rule in loras.items()),
         **texts,
     )
@@ -160,21 +143,11 @@ def _lora(where: str, file: str, rule: Any, folder: Path) -> LoraEntry:
         rule = {"strength": rule}
     rule = _mapping(rule, where, ("strength", "strength_offset", "lora_block_weight"))
     return LoraEntry(
-        path=_located(file, folder),
-        strength=_number(f"{where}: strength", rule.get("strength", 1.0)),
-        strength_offset=_number(f"{where}: strength_offset", rule.get("strength_offset", 0.0)),
-        lora_block_weight=_block_weight(f"{where}: lora_block_weight", rule.get("lora_block_weight", "ALL")),
+        path=beside(folder, file),
+        strength=scalar(f"{where}: strength", rule.get("strength", 1.0), float),
+        strength_offset=scalar(f"{where}: strength_offset", rule.get("strength_offset", 0.0), float),
+        lora_block_weight=block_factors(rule.get("lora_block_weight", "ALL"), name=f"{where}: lora_block_weight"),
     )
-
-
-def _block_weight(where: str, value: Any) -> tuple[float, ...]:
-    if isinstance(value, str) and value.strip().upper() in LORA_BLOCK_PRESETS:
-        return LORA_BLOCK_PRESETS[value.strip().upper()]
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list) or len(parts) != len(BLOCK_NAMES):
-        presets = ", ".join(LORA_BLOCK_PRESETS)
-        raise MuseVError(f"{where}: expected {len(BLOCK_NAMES)} numbers or one of {presets}, got {value!r}.")
-    return tuple(_number(where, part) for part in parts)
 
 
 def _mapping(fields: Any, where: str, known: tuple[str, ...]) -> Mapping[str, Any]:
@@ -182,20 +155,5 @@ def _mapping(fields: Any, where: str, known: tuple[str, ...]) -> Mapping[str, An
         raise MuseVError(f"{where}: expected fields, got {fields!r}. A table looks like this:\n{_EXAMPLE}")
     for key in fields:
         if key not in known:
-            raise MuseVError(f"{where}: unknown field {key!r}; known are {', '.join(known)}.")
+            raise MuseVError(f"{where}: unknown field {key!r}; known are {', '.join(known)}.{nearest(str(key), known)}")
     return fields
-
-
-def _number(where: str, value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise MuseVError(f"{where}: expected a number, got {value!r}.")
-    return number
-
-
-def _located(text: str, folder: Path) -> Path:
-    path = Path(text.strip()).expanduser()
-    return folder / path if (folder / path).exists() else path

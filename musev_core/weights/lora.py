@@ -10,31 +10,16 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import check_finite, shorten
-from .config import SD15, UNetConfig
-from .errors import CheckpointError, MuseVError
+from ..config import SD15, UNetConfig
+from ..errors import CheckpointError, MuseVError
+from .files import check_finite, shorten
 from .keymaps import attention_blocks, is_motion_name, unet_ldm_to_diffusers
-from .model_kinds import Family, describe, recognise
+from .kinds import Family, describe, recognise
+from .lora_blocks import LORA_BLOCK_PRESETS, TEXT_BLOCK, block_factors, block_index
 
 logger = logging.getLogger(__name__)
 
 Part = Literal["unet", "text"]
-
-# Factors of: text; down 0.0, 0.1, 1.0, 1.1, 2.0, 2.1; mid; up 1.0-2, 2.0-2, 3.0-2 (extra.md 7.3).
-BLOCK_NAMES = (
-    "text",
-    *(f"down{i}.{j}" for i in range(3) for j in range(2)),
-    "mid",
-    *(f"up{i}.{j}" for i in range(1, 4) for j in range(3)),
-)
-LORA_BLOCK_PRESETS: dict[str, tuple[float, ...]] = {
-    "ALL": (1.0,) * 17,
-    "FACE": (1.0, *(0.0,) * 7, *(1.0,) * 3, *(0.0,) * 6),
-    "DEFACE": (1.0, *(1.0,) * 7, *(0.0,) * 3, *(1.0,) * 6),
-    "MIDD": (1.0, *(0.0,) * 3, *(1.0,) * 8, *(0.0,) * 5),
-    "OUTALL": (1.0, *(0.0,) * 7, *(1.0,) * 9),
-}
-_TEXT, _MID, _FIRST_UP = 0, 7, 8
 
 _PATTERNS = (
     re.compile(r"(?P<module>.+)\.lora_(?P<kind>up|down|mid)\.weight"),  # kohya
@@ -202,8 +187,8 @@ def apply_lora(
             shared); or a module, which is changed in place and returned.
         lora: from `read_lora` or `read_faceid_lora`.
         strength: usually 0..1; negative values take the LoRA's effect away.
-        block_weights: a name of `LORA_BLOCK_PRESETS` or 17 factors in the order of `BLOCK_NAMES`. Layers between
-            these blocks (samplers, first and last layers) take the factor of the nearest one.
+        block_weights: as `lora_blocks.block_factors` takes them; None: 1 everywhere. Layers between the blocks
+            (samplers, first and last layers) take the factor of the nearest one.
         part: which network `state` is; the LoRA's layers for the other one are left out silently.
 
     Raises:
@@ -212,7 +197,7 @@ def apply_lora(
     """
     if not math.isfinite(strength):
         raise MuseVError(f"The LoRA's strength must be a finite number, got {strength}.")
-    factors = _block_factors(block_weights)
+    factors = LORA_BLOCK_PRESETS["ALL"] if block_weights is None else block_factors(block_weights)
     layers = lora.unet if part == "unet" else lora.text
     tensors = state.state_dict() if isinstance(state, nn.Module) else dict(state)
     names = {_module_key(name): name for name in tensors if name.endswith(".weight") and not is_motion_name(name)}
@@ -231,7 +216,7 @@ def apply_lora(
     merged = {}
     for key, layer in fitting.items():
         name = names[key]
-        factor = strength * factors[_TEXT if part == "text" else _block(name)]
+        factor = strength * factors[TEXT_BLOCK if part == "text" else block_index(name)]
         if factor != 0.0:
             merged[name] = _merged(tensors[name], layer, factor)
     if not isinstance(state, nn.Module):
@@ -246,40 +231,6 @@ def _merged(weight: Tensor, layer: LoraLayer, factor: float) -> Tensor:
     exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
     delta = layer.delta(device=weight.device, dtype=exact).reshape(weight.shape)
     return (weight.detach().to(exact) + factor * delta).to(weight.dtype)
-
-
-def _block_factors(block_weights: str | Sequence[float] | None) -> tuple[float, ...]:
-    if block_weights is None:
-        return LORA_BLOCK_PRESETS["ALL"]
-    if isinstance(block_weights, str):
-        if block_weights not in LORA_BLOCK_PRESETS:
-            raise MuseVError(
-                f"Unknown LoRA block preset {block_weights!r}; expected one of {', '.join(LORA_BLOCK_PRESETS)}."
-            )
-        return LORA_BLOCK_PRESETS[block_weights]
-    if len(block_weights) != len(BLOCK_NAMES) or not all(math.isfinite(factor) for factor in block_weights):
-        raise MuseVError(
-            f"LoRA block weights are {len(BLOCK_NAMES)} finite factors ({', '.join(BLOCK_NAMES)}), "
-            f"got {len(block_weights)}: {list(block_weights)}."
-        )
-    return tuple(block_weights)
-
-
-def _block(name: str) -> int:
-    """Index into the 17 factors of a UNet weight, of the nearest block for layers that have none of their own."""
-    match = re.match(r"(down|up)_blocks\.(\d+)\.(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.", name)
-    if match is None:
-        if name.startswith("conv_in."):
-            return 1
-        if name.startswith(("conv_norm_out.", "conv_out.")):
-            return len(BLOCK_NAMES) - 1
-        return _TEXT if name.startswith("time_embedding.") else _MID
-    side, block, layer = match[1], int(match[2]), int(match[4])
-    if side == "down":
-        layer = 1 if match[3] == "downsamplers" else min(layer, 1)
-        return 1 + 2 * block + layer if block < 3 else _MID
-    layer = 2 if match[3] == "upsamplers" else min(layer, 2)
-    return _FIRST_UP + 3 * (block - 1) + layer if block > 0 else _MID
 
 
 def _parse(name: str) -> tuple[Part, str, str] | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Sequence[int]]
@@ -185,7 +185,7 @@ def _safetensors_shapes(path: Path) -> dict[str, Shape]:
             header.pop("__metadata__", None)
             shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in header.items()}
             end = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path} is a damaged safetensors file: its header cannot be read ({error}). Download it again."
             ) from error

@@ -6,9 +6,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from .checkpoints import shorten
-from .config import SD15, UNetConfig
-from .errors import CheckpointError
+from ..config import SD15, UNetConfig
+from ..errors import CheckpointError
+from .files import shorten
 
 T = TypeVar("T")
 
@@ -32,6 +32,11 @@ _TRANSFORMER_BIASED = (
 _TRANSFORMER_UNBIASED = tuple(f"transformer_blocks.0.{a}.to_{x}" for a in ("attn1", "attn2") for x in "qkv")
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers < 0.17
+_MOTION_ROOTS = {"frame_embedding", "transformer_in", "first_refer_emb_attns", "mid_block_refer_emb_attns"}
+_MOTION_PARTS = {
+    *("temp_convs", "temp_attentions", "refer_emb_attns", "to_k_ip", "to_v_ip"),
+    *("ip_adapter_face_to_k_ip", "ip_adapter_face_to_v_ip"),
+}
 
 
 def unet_ldm_to_diffusers(config: UNetConfig = SD15) -> dict[str, str]:
@@ -244,13 +249,6 @@ def is_motion_name(name: str) -> bool:
     """True for tensors that MuseV adds to Stable Diffusion: temporal, reference, image-prompt layers (musev.md 7)."""
     parts = name.split(".")
     return parts[0] in _MOTION_ROOTS or not _MOTION_PARTS.isdisjoint(parts)
-
-
-_MOTION_ROOTS = {"frame_embedding", "transformer_in", "first_refer_emb_attns", "mid_block_refer_emb_attns"}
-_MOTION_PARTS = {
-    *("temp_convs", "temp_attentions", "refer_emb_attns", "to_k_ip", "to_v_ip"),
-    *("ip_adapter_face_to_k_ip", "ip_adapter_face_to_v_ip"),
-}
 
 
 def motion_tensors(tensors: Mapping[str, T]) -> dict[str, T]:

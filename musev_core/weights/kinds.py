@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from .checkpoints import Shapes
-from .config import ImageProjectionConfig, UNetConfig
-from .errors import CheckpointError
+from ..config import ImageProjectionConfig, UNetConfig
+from ..errors import CheckpointError
+from .files import Shapes
 from .keymaps import LDM_TEXT_PREFIX, LDM_UNET_PREFIX, is_motion_name
 
 
@@ -89,7 +89,7 @@ def describe(kind: ModelKind) -> str:
             notes.append(f"width {kind.width}")
     if kind.base is not None:
         notes.append(f"for {kind.base}")
-    article = "an" if noun[0] in "aeiouAEIOU" and not noun.startswith("un") else "a"
+    article = "an" if noun[0] in "aeiouAEIOU" else "a"
     return f"{article} {noun}" + (f" ({', '.join(notes)})" if notes else "")
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .checkpoints import near_names, read_shapes, read_tensors, shorten
-from .config import SD15, VARIANTS, UNetConfig
-from .errors import CheckpointError, MuseVError
+from ..config import SD15, VARIANTS, UNetConfig
+from ..errors import CheckpointError, MuseVError, nearest
+from .files import near_names, read_shapes, read_tensors, shorten
 from .keymaps import (
     LDM_TEXT_PREFIX,
     LDM_UNET_PREFIX,
@@ -19,7 +19,7 @@ from .keymaps import (
     unet_ldm_to_diffusers,
     vae_names,
 )
-from .model_kinds import MUSEV_FAMILIES, Family, ModelKind, describe, recognise
+from .kinds import MUSEV_FAMILIES, Family, ModelKind, describe, recognise
 
 _NETWORK_FILES = (  # in the order in which they are preferred
     "diffusion_pytorch_model.safetensors",
@@ -31,9 +31,8 @@ _TEXT_FILES = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin
 _PROJECTION_FILES = ("ip_adapter_image_proj.safetensors", "ip_adapter_image_proj.bin")
 
 _VARIANT_FAMILY = {
-    "musev": Family.MUSEV_UNET,
-    "musev_referencenet": Family.MUSEV_REFERENCENET_UNET,
-    "musev_referencenet_pose": Family.MUSEV_REFERENCENET_UNET,
+    name: Family.MUSEV_REFERENCENET_UNET if config.reference_fusion else Family.MUSEV_UNET
+    for name, config in VARIANTS.items()
 }
 _PART_FAMILY = {"unet": Family.UNET, "vae": Family.VAE, "text_encoder": Family.CLIP_TEXT}
 _PART_FILES = {"unet": _NETWORK_FILES, "vae": _NETWORK_FILES, "text_encoder": _TEXT_FILES}
@@ -67,7 +66,9 @@ def find_musev_files(root_or_file: str | PathLike[str], variant: str | None = No
         CheckpointError: nothing or too much was found, or the file is something else than asked for.
     """
     if variant is not None and variant not in VARIANTS:
-        raise MuseVError(f"Unknown MuseV variant {variant!r}; expected one of {', '.join(VARIANTS)}.")
+        raise MuseVError(
+            f"Unknown MuseV variant {variant!r}; expected one of {', '.join(VARIANTS)}.{nearest(variant, VARIANTS)}"
+        )
     root = Path(root_or_file)
     if not root.exists():
         raise CheckpointError(f"{root} does not exist.{near_names(root)}")

@@ -1,0 +1,135 @@
+"""What a task will give: number, size and file name of its frames, and the files it needs for them."""
+
+import hashlib
+import json
+import re
+import unicodedata
+from base64 import b32encode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MuseVError, blame
+from .fields import field_infos
+
+if TYPE_CHECKING:
+    from .task import Task  # which checks itself with this module
+
+
+def frame_count(task: "Task") -> int:
+    """Frames of the result, condition frames included (extra.md 2.2, 2.8).
+
+    A given condition image, redrawn or not, stands before the n_batch * time_size frames; a generated one is the first
+    of them, and so is the condition frame of a video which begins with it. A short video gives fewer frames.
+    """
+    frames = task.n_batch * task.time_size
+    if task.n_vision_condition == 0:
+        return frames
+    if task.video_path is not None:
+        return frames if task.video_has_condition else frames + 1
+    return frames + len(task.conditions)
+
+
+def frame_size(task: "Task") -> tuple[int, int]:
+    """(width, height) of the frames in pixels, multiples of 64 (extra.md 2.7).
+
+    A missing height or width is that of the first condition image in use, else of the video.
+
+    Raises:
+        MuseVError: there is nothing to take the size from, the file is unreadable, or a side is below 64.
+    """
+    with blame(f"Task {task.name!r}"):
+        width, height = task.width, task.height
+        if width is None or height is None:
+            if task.condition_images and task.use_condition_image:
+                source = _source_size("condition_images", task.condition_images[0])
+            elif task.video_path is not None:
+                source = _source_size("video_path", task.video_path)
+            else:
+                raise MuseVError(
+                    "height and width: needed, since there is no condition image or video to take them from."
+                )
+            width, height = width or source[0], height or source[1]
+        return scaled_size(width, height, task.img_length_ratio)
+
+
+def scaled_size(width: int, height: int, ratio: float) -> tuple[int, int]:
+    """(width, height) times ratio, rounded down to multiples of 64.
+
+    Raises:
+        MuseVError: a side is below 64.
+    """
+    from ..images import target_size
+
+    with blame("height, width, img_length_ratio"):
+        height, width = target_size(height, width, ratio)
+    return width, height
+
+
+def _source_size(key: str, path: Path) -> tuple[int, int]:
+    from ..images import load_image
+    from ..video import iter_frames
+
+    with blame(key):
+        picture = load_image(path)[0] if key == "condition_images" else next(iter_frames(path))
+    height, width, _ = picture.shape
+    return width, height
+
+
+def check_files(task: "Task") -> None:
+    """Raise MuseVError for a picture or video of the task that is not there."""
+    with blame(f"Task {task.name!r}"):
+        for key, path in _files(task):
+            if not path.is_file():
+                raise MuseVError(
+                    f"{key}: the file {path} does not exist. Relative names are looked for beside the task file, "
+                    f"then in {Path.cwd()}."
+                )
+
+
+def _files(task: "Task") -> Iterator[tuple[str, Path]]:
+    for key, info in field_infos(task).items():
+        if info.kind is Path:
+            value = getattr(task, key)
+            for path in value if info.many else filter(None, [value]):
+                yield key, path
+
+
+def output_name(task: "Task", *, model: str, seed: int) -> str:
+    """`<name>_<model>_<w>x<h>_<frames>f_s<seed>_<hash>`: the result's file name without extension.
+
+    The original spells out two dozen parameters (extra.md 7.2): too long for some file systems, hard to read, and two
+    runs which differ in an unlisted one (steps, the video) overwrite each other. Here the hash stands for everything
+    that changes the result: model, seed, and all parameters that are not at their default, with pictures and videos by
+    content. So a run finds its own file again, from another folder too, and a parameter added later renames nothing.
+    """
+    width, height = frame_size(task)
+    facts: dict[str, Any] = {"model": model, "seed": seed, "size": [width, height]}
+    defaults = type(task)(prompt="")
+    for key, info in field_infos(task).items():
+        value = getattr(task, key)
+        sized = key in ("height", "width", "img_length_ratio")  # count by the size they lead to
+        if info.affects_result and info.kind is not Path and not sized and value != getattr(defaults, key):
+            facts[key] = value
+    for key, path in _files(task):
+        with blame(f"Task {task.name!r}: {key}"):
+            facts.setdefault(key, []).append(_content(path))
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
+    code = b32encode(digest)[:5].decode().lower()  # letters which survive file systems that ignore case
+    return f"{_plain(task.name, 40)}_{_plain(model, 24)}_{width}x{height}_{frame_count(task)}f_s{seed}_{code}"
+
+
+def _content(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise MuseVError(f"{path} cannot be read ({error}).") from error
+    return digest.hexdigest()
+
+
+def _plain(text: str, length: int) -> str:
+    cleaned = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text))
+    return cleaned.strip("._-")[:length].rstrip("._-") or "task"

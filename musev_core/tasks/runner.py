@@ -1,0 +1,171 @@
+"""From a task of a task file to a request for the pipeline, and to a file on disk (extra.md 2)."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..control import preprocessor
+from ..denoise.denoiser import DenoiserOptions
+from ..denoise.noise import NoiseOptions
+from ..denoise.windows import WindowOptions
+from ..errors import MuseVError
+from ..images import fit_images, fit_video, load_images
+from ..pipeline import ControlInput, SamplingOptions, VideoRequest, VideoResult
+from ..video import read_video
+from .results import frame_size
+from .task import Task
+
+log = logging.getLogger(__name__)
+
+
+def video_request(
+    task: Task, *, controlnets: Mapping[str, Any] | None = None, scheduler: str = "euler"
+) -> VideoRequest:
+    """The request a task stands for; pictures and videos are read here.
+
+    Args:
+        controlnets: ControlNet per name of `task.controlnet_name`.
+        scheduler: of all runs, e.g. `lcm` with the LCM LoRA.
+    """
+    width, height = frame_size(task)
+
+    def pictures(paths: Iterable[Path]) -> Tensor | None:
+        images = [fit_images(image, height, width) for image in load_images(paths)]
+        return torch.cat(images) if images else None
+
+    num_frames, num_shots = task.time_size, task.n_batch
+    frames = None
+    if task.video_path is not None:
+        frames = read_video(task.video_path, stride=task.sample_rate, max_frames=num_frames * num_shots).frames
+        if len(frames) < num_frames:
+            log.warning("%s has %d frames at this sample_rate, fewer than time_size %d: the video gets as many",
+                        task.video_path, len(frames), num_frames)  # fmt: skip
+            num_frames = len(frames)
+        num_shots = len(frames) // num_frames
+    windows = WindowOptions(
+        length=task.context_frames,
+        overlap=task.context_overlap,
+        schedule=task.context_schedule,
+        fuse=task.context_fuse,
+    )
+    denoiser = DenoiserOptions(
+        windows=windows, motion_speed=task.motion_speed, windows_per_call=task.context_batch_size
+    )
+    image_weight = task.img_weight if task.need_img_based_video_noise else None
+    sampling = SamplingOptions(
+        num_steps=task.video_num_inference_steps,
+        guidance_scale=task.video_guidance_scale,
+        guidance_end=task.video_guidance_scale_end,
+        guidance_method=task.video_guidance_scale_method,
+        scheduler=scheduler,
+        image_scale=task.ip_adapter_scale,
+        face_scale=task.ip_adapter_face_scale,
+        noise=NoiseOptions(task.noise_type, task.w_ind_noise, image_weight),
+        denoiser=denoiser,
+    )
+    first_frame = SamplingOptions(
+        num_steps=task.num_inference_steps,
+        guidance_scale=task.guidance_scale,
+        scheduler=scheduler,
+        strength=task.strength,
+        image_scale=task.ip_adapter_scale,
+        face_scale=task.ip_adapter_face_scale,
+        noise=NoiseOptions("random"),
+        denoiser=DenoiserOptions(skip_temporal=True),
+    )
+    negative = task.video_negative_prompt
+    return VideoRequest(
+        prompt=task.prompt,
+        negative_prompt=f"static video, {negative}" if task.add_static_video_prompt else negative,
+        first_frame_negative_prompt=task.negative_prompt,
+        image=pictures(task.conditions),
+        condition_frames=task.condition_images_index,
+        num_frames=num_frames,
+        num_shots=num_shots,
+        height=height,
+        width=width,
+        video=frames if task.which2video == "video" else None,
+        video_strength=task.video_strength,
+        video_has_condition=task.video_has_condition,
+        controls=[] if frames is None else _controls(task, frames, controlnets or {}),
+        reference_image=pictures(task.refer_image),
+        image_prompt=pictures(task.ipadapter_image),
+        face_image=pictures(task.face_image),
+        redraw=task.redraw_condition_image,
+        redraw_with_reference=task.redraw_condition_image_with_referencenet,
+        redraw_with_image_prompt=task.redraw_condition_image_with_ipdapter,
+        redraw_with_face=task.redraw_condition_image_with_ip_adapter_face,
+        num_condition_frames=task.n_vision_condition,
+        fixed_condition=task.fix_condition_images,
+        fixed_reference=task.fixed_refer_image,
+        fixed_image_prompt=task.fixed_ip_adapter_image,
+        fixed_face=task.fixed_refer_face_image,
+        match_histogram=task.need_hist_match,
+        sampling=sampling,
+        first_frame=first_frame,
+    )
+
+
+def check_controls(task: Task, controlnets: Iterable[str]) -> None:
+    """Raises MuseVError for a ControlNet or preprocessor a task names and this run does not have."""
+    known = list(controlnets)
+    for name in task.controlnet_name:
+        if name not in known:
+            raise MuseVError(
+                f"task {task.name!r} names the ControlNet {name!r}; say where it is with --controlnet {name}=PATH"
+                + (f" (given: {', '.join(known)})" if known else "")
+            )
+        if not task.video_is_middle:
+            preprocessor(name)
+
+
+def _controls(task: Task, frames: Tensor, controlnets: Mapping[str, Any]) -> list[ControlInput]:
+    check_controls(task, controlnets)
+    return [
+        ControlInput(
+            controlnets[name],
+            frames,
+            preprocessor=None if task.video_is_middle else preprocessor(name),
+            scale=task.controlnet_conditioning_scale,
+            start=task.control_guidance_start,
+            end=task.control_guidance_end,
+        )
+        for name in task.controlnet_name
+    ]
+
+
+def result_frames(task: Task, request: VideoRequest, result: VideoResult, n_cols: int = 3) -> Iterator[Tensor]:
+    """The frames to write: the result, with source and control maps beside it if the task asks for them."""
+    beside: list[Tensor] = []
+    before = []
+    source = request.video if request.video is not None else next((c.frames for c in request.controls), None)
+    if task.need_return_videos and source is not None:
+        before = [fit_video(source, request.height or 0, request.width or 0) / 255]
+    if task.need_return_condition:
+        for control in request.controls:
+            maps = control.frames if control.preprocessor is None else control.preprocessor(control.frames)
+            beside.append(fit_video(maps, request.height or 0, request.width or 0) / 255)
+    start = 0
+    for part in result.frames():
+        columns = [_rows(x, start, len(part)) for x in before] + [part] + [_rows(x, start, len(part)) for x in beside]
+        yield part if len(columns) == 1 else grid(columns, n_cols)
+        start += len(part)
+
+
+def _rows(frames: Tensor, start: int, count: int) -> Tensor:
+    """`count` frames from `start`; the last one stays where the video is shorter than the result."""
+    return frames[[min(i, len(frames) - 1) for i in range(start, start + count)]]
+
+
+def grid(videos: list[Tensor], n_cols: int) -> Tensor:
+    """Videos `(frames, H, W, 3)` of one size side by side, at most `n_cols` in a row (extra.md 7.2)."""
+    n_rows = -(-len(videos) // n_cols)
+    columns = -(-len(videos) // n_rows)
+    blank = torch.zeros_like(videos[0])
+    padded = videos + [blank] * (n_rows * columns - len(videos))
+    rows = [torch.cat(padded[r * columns : (r + 1) * columns], dim=2) for r in range(n_rows)]
+    return torch.cat(rows, dim=1)

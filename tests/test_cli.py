@@ -1,0 +1,193 @@
+"""The command line, run as a person runs it, on small models in the published layout."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from support import published
+
+from musev_core.cli import main
+from musev_core.images import save_image
+from musev_core.tasks.task import DEAD_PARAMETERS
+from musev_core.video import read_video, write_video
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    yield
+    logging.getLogger().handlers.clear()
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cli")
+    published.write_musev(root / "motion")
+    published.write_base(root / "base")
+    published.write_image_encoder(root / "image_encoder")
+    published.write_controlnet(root / "canny")
+    picture = torch.arange(64 * 64 * 3).reshape(1, 64, 64, 3) % 251
+    save_image(root / "picture.png", picture.to(torch.uint8))
+    clip = torch.stack([torch.full((64, 64, 3), 40 * i) for i in range(5)]).to(torch.uint8)
+    write_video(root / "driving.mp4", clip, fps=8)
+    return root
+
+
+def run(disk: Path, out: Path, tasks: str, *options: str) -> int:
+    file = out / "tasks.yaml"
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(tasks)
+    return main(
+        [
+            "generate",
+            str(file),
+            *("--musev", str(disk / "motion")),
+            *("--base", str(disk / "base")),
+            *("--image_encoder", str(disk / "image_encoder")),
+            *("--output_dir", str(out / "results"), "--video_num_inference_steps", "1", "--num_inference_steps", "1"),
+            *("--device", "cpu", "--seed", "1"),
+            *options,
+        ]
+    )
+
+
+def results(out: Path) -> list[Path]:
+    return sorted((out / "results").iterdir()) if (out / "results").exists() else []
+
+
+def image_task(disk: Path, extra: str = "") -> str:
+    return f"- name: one\n  prompt: a b\n  condition_images: {disk / 'picture.png'}\n  time_size: 3\n{extra}"
+
+
+def test_image_to_video_writes_condition_and_generated_frames(disk, tmp_path, capsys):
+    assert run(disk, tmp_path, image_task(disk)) == 0
+    (path,) = results(tmp_path)
+    assert str(path) in capsys.readouterr().out
+    video = read_video(path)
+    assert video.frames.shape == (4, 64, 64, 3) and video.fps == 4
+
+
+def test_existing_results_are_skipped_and_overwritten_only_on_request(disk, tmp_path, caplog):
+    run(disk, tmp_path, image_task(disk))
+    (path,) = results(tmp_path)
+    path.write_bytes(b"mine")
+    with caplog.at_level(logging.INFO):
+        assert run(disk, tmp_path, image_task(disk)) == 0
+    assert path.read_bytes() == b"mine" and "is skipped" in caplog.text
+    assert run(disk, tmp_path, image_task(disk), "--overwrite") == 0
+    assert len(read_video(path).frames) == 4
+
+
+def test_same_seed_same_file_and_other_seed_other_file(disk, tmp_path):
+    run(disk, tmp_path / "a", image_task(disk), "--save_filetype", "images")
+    run(disk, tmp_path / "b", image_task(disk), "--save_filetype", "images")
+    run(disk, tmp_path / "c", image_task(disk), "--save_filetype", "images", "--seed", "2")
+    frames = [sorted(results(tmp_path / x)[0].glob("*.png")) for x in "abc"]
+    assert [len(f) for f in frames] == [4, 4, 4]
+    contents = [[p.read_bytes() for p in f] for f in frames]
+    assert contents[0] == contents[1] and contents[0][0] == contents[2][0] and contents[0][1:] != contents[2][1:]
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_other_formats(disk, tmp_path, kind):
+    assert run(disk, tmp_path, image_task(disk), "--save_filetype", kind) == 0
+    assert [p.suffix for p in results(tmp_path)] == [f".{kind}"]
+
+
+def test_text_to_image_to_video(disk, tmp_path):
+    task = "- name: t\n  prompt: a\n  height: 64\n  width: 64\n  time_size: 3\n"
+    assert run(disk, tmp_path, task) == 0
+    assert len(read_video(results(tmp_path)[0]).frames) == 3
+
+
+def test_chained_shots(disk, tmp_path):
+    assert run(disk, tmp_path, image_task(disk, "  n_batch: 2\n")) == 0
+    assert len(read_video(results(tmp_path)[0]).frames) == 1 + 2 * 3
+
+
+def test_video_to_video_with_a_controlnet_shows_source_and_maps_beside_it(disk, tmp_path):
+    task = (
+        f"- name: v\n  prompt: a\n  video_path: {disk / 'driving.mp4'}\n  condition_images: {disk / 'picture.png'}\n"
+        "  time_size: 4\n  controlnet_name: canny\n  need_return_videos: true\n  need_return_condition: true\n"
+    )
+    assert run(disk, tmp_path, task, "--controlnet", f"canny={disk / 'canny'}") == 0
+    assert read_video(results(tmp_path)[0]).frames.shape == (4, 64, 3 * 64, 3)
+
+
+def test_models_check_says_what_is_there_and_what_is_missing(disk, capsys, tmp_path):
+    assert main(["models", "check", str(disk / "motion")]) == 0
+    out = capsys.readouterr().out
+    assert "musev_referencenet UNet" in out and "ReferenceNet:" in out and "image projection:" in out
+    alone = published.write_musev(tmp_path) / "unet"
+    moved = tmp_path / "elsewhere" / "alone"
+    moved.parent.mkdir()
+    alone.rename(moved)
+    assert main(["models", "check", str(moved)]) == 1
+    assert "no ReferenceNet" in capsys.readouterr().out
+
+
+def test_models_check_names_missing_tensors(tmp_path, capsys):
+    folder = published.write_musev(tmp_path, arch="musev", motion_only=True)
+    path = folder / "unet" / "diffusion_pytorch_model.bin"
+    state = torch.load(path, weights_only=True)
+    gone = [name for name in state if name.startswith("mid_block.temp_convs.0.conv1")]
+    published.save({name: x for name, x in state.items() if name not in gone}, path)
+    assert main(["models", "check", str(path)]) == 1
+    assert gone[0] in capsys.readouterr().out
+
+
+def test_demo_writes_video_and_contact_sheet_and_never_overwrites(tmp_path, capsys):
+    options = ["demo", "--output_dir", str(tmp_path), "--frames", "2", "--size", "64"]
+    assert main(options) == 0
+    assert "untrained" in capsys.readouterr().out
+    assert main(options) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "demo-2-frames.png",
+        "demo-2.mp4",
+        "demo-frames.png",
+        "demo.mp4",
+    ]
+    assert len(read_video(tmp_path / "demo.mp4").frames) == 3
+
+
+@pytest.mark.parametrize("name", sorted(DEAD_PARAMETERS))
+def test_dead_options_are_refused_by_name(name, tmp_path, capsys):
+    assert main(["generate", "tasks.yaml", f"--{name}", "7"]) == 1
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["generate"], "give a task file"),
+        (["generate", "missing.yaml"], "missing.yaml"),
+        (["generate", "tasks.py"], "never executed"),
+        (["models", "check", "nowhere"], "no file or folder"),
+        (["demo", "--frames", "0"], "--frames"),
+        (["demo", "--image", "nowhere.png"], "nowhere.png"),
+    ],
+)
+def test_errors_are_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tasks.py").write_text("TASKS = []")
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_a_controlnet_that_is_not_given_is_named_before_anything_is_loaded(disk, tmp_path, capsys):
+    task = (
+        f"- name: v\n  prompt: a\n  video_path: {disk / 'driving.mp4'}\n  condition_images: {disk / 'picture.png'}\n"
+        "  controlnet_name: canny\n"
+    )
+    assert run(disk, tmp_path, task, "--musev", "nowhere") == 1
+    assert "--controlnet canny=PATH" in capsys.readouterr().err
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "-h"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for option in ("--motion_speed", "--context_overlap", "--video_guidance_scale_end", "--overwrite", "--controlnet"):
+        assert option in out

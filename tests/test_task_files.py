@@ -1,0 +1,249 @@
+"""Task files: templates, references, alternatives, selection, wrong entries."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.task_inputs import write_inputs
+
+from musev_core.errors import MuseVError
+from musev_core.prompts import negative_prompt
+from musev_core.tasks.files import load_tasks, make_tasks
+from musev_core.tasks.results import frame_size
+from musev_core.tasks.task import DEAD_PARAMETERS, FIELDS, Task
+
+SIZE: dict[str, Any] = {"height": 128, "width": 64}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_inputs(tmp_path)
+
+
+def load(folder: Path, text: str, **options) -> list[Task]:
+    """The tasks of a task file with this text, which lies in `folder`."""
+    file = folder / "tasks.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load_tasks(file, **options)
+
+
+def only(folder: Path, text: str, **options) -> Task:
+    """The single task of the file."""
+    [task] = load(folder, text, **options)
+    return task
+
+
+def test_the_originals_example_file_loads(folder):
+    tasks = load(
+        folder,
+        """
+- condition_images: ./a.png
+  eye_blinks_factor: 1.8
+  height: 1308
+  img_length_ratio: 0.957
+  ipadapter_image: ${.condition_images}
+  name: yongen
+  prompt: (masterpiece, best quality, highres:1),(eye blinks:{eye_blinks_factor})
+  refer_image: ${.condition_images}
+  video_path: null
+  width: 736
+- condition_images: ./b.png
+  name: dance
+  prompt: (best quality:1), a girl is dancing
+  video_path: ./clip.mp4
+  video_is_middle: off
+""",
+        defaults={"motion_speed": "12", "fps": None},
+    )
+    assert [task.name for task in tasks] == ["yongen", "dance"]
+    assert "(eye blinks:1.8)" in tasks[0].prompt
+    assert tasks[0].refer_image == tasks[0].ipadapter_image == tasks[0].condition_images == (folder / "a.png",)
+    assert tasks[0].face_image == () and tasks[0].video_path is None
+    assert [frame_size(task) for task in tasks] == [(704, 1216), (128, 128)]
+    assert [task.motion_speed for task in tasks] == [12.0, 12.0] and tasks[0].fps == 4
+
+
+def test_list_under_tasks_and_names_by_index(folder):
+    text = "tasks:\n  - {prompt: a, height: 64, width: 64}\n  - {prompt: b, height: 64, width: 64}"
+    assert [task.name for task in load(folder, text)] == ["0", "1"]
+
+
+def test_a_tasks_own_value_wins_over_the_default(folder):
+    text = "- {name: x, prompt: p, fps: 12, height: 64, width: 64}"
+    task = only(folder, text, defaults={"fps": 8, "negative_prompt": "V1"})
+    assert task.fps == 12 and task.negative_prompt == negative_prompt("V1")
+
+
+def test_paths_are_looked_for_beside_the_file_then_in_the_working_directory(folder, monkeypatch, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    Image.new("RGB", (64, 64)).save(elsewhere / "here.png")
+    Image.new("RGB", (64, 64)).save(elsewhere / "a.png")
+    monkeypatch.chdir(elsewhere)
+    task = only(folder, "- {prompt: p, condition_images: [a.png, here.png]}")
+    assert task.condition_images == (folder / "a.png", Path("here.png"))
+    task = only(folder, "- {prompt: p, condition_images: a.png}", defaults={"refer_image": "a.png"})
+    assert task.refer_image == (Path("a.png"),)  # a default was typed in the working directory
+
+
+def test_references_chain_and_stand_inside_text(folder):
+    task = only(
+        folder,
+        """
+- name: x
+  condition_images: a.png
+  refer_image: ${.ipadapter_image}
+  ipadapter_image: ${.condition_images}
+  face_image: ["${.condition_images}", b.png]
+  prompt: a picture called ${.name}
+""",
+    )
+    assert task.refer_image == (folder / "a.png",)
+    assert task.face_image == (folder / "a.png", folder / "b.png")
+    assert task.prompt == "a picture called x"
+
+
+def test_reference_to_a_field_left_empty_is_empty():
+    [task] = make_tasks([{"prompt": "p", "refer_image": "${.condition_images}", "condition_images": None, **SIZE}])
+    assert task.refer_image == ()
+
+
+def test_alternatives_become_all_combinations(folder):
+    tasks = load(
+        folder,
+        """
+- {name: girl, prompt: dancing | singing, condition_images: a.png|b.png, motion_speed: 8}
+- {name: boy, prompt: running, height: 64, width: 64}
+""",
+    )
+    assert [(task.name, task.prompt, task.condition_images) for task in tasks[:4]] == [
+        ("girl_1", "dancing", (folder / "a.png",)),
+        ("girl_2", "dancing", (folder / "b.png",)),
+        ("girl_3", "singing", (folder / "a.png",)),
+        ("girl_4", "singing", (folder / "b.png",)),
+    ]
+    assert tasks[4].name == "boy"
+
+
+def test_alternatives_of_numbers_presets_and_template_words(folder):
+    tasks = load(
+        folder, "- {prompt: 'a {mood} girl', mood: happy|sad, fps: 4|8, negative_prompt: V1|V3, height: 64, width: 64}"
+    )
+    assert len(tasks) == 8
+    assert {(task.prompt, task.fps) for task in tasks} == {
+        (f"a {mood} girl", fps) for mood in ("happy", "sad") for fps in (4, 8)
+    }
+    assert {task.negative_prompt for task in tasks} == {negative_prompt("V1"), negative_prompt("V3")}
+
+
+def test_template_may_use_fields_lists_and_default_values(folder):
+    prompt = "{name} at {motion_speed} with {things}, {style}, {nothing}, {fps}"
+    entry = {"name": "x", "prompt": prompt, "things": ["hat", "bag"], "style": None, "nothing": None, "fps": 5, **SIZE}
+    [task] = make_tasks([entry], defaults={"motion_speed": 9})
+    assert task.prompt == "x at 9 with hat, bag, 5"
+
+
+def test_empty_prompt_stays_empty_and_style_and_sex_are_kept():
+    [task] = make_tasks([{"prompt": "", "style": "anime", "sex": "girl", "template_name": "t", **SIZE}])
+    assert (task.prompt, task.style, task.sex) == ("", "anime", "girl")
+
+
+def test_targets_select_by_name_before_or_after_splitting(folder):
+    entries = [{"name": name, "prompt": "x|y", **SIZE} for name in ("a", "b")] + [{"name": "c", "prompt": "z"}]
+    assert [task.name for task in make_tasks(entries, targets=["b", " a_2"])] == ["a_2", "b_1", "b_2"]
+    with pytest.raises(MuseVError, match="There is no task 'd'.* Known tasks: a, a_1, a_2, b, b_1, b_2, c"):
+        make_tasks(entries, targets=["d"])
+
+
+def test_only_targets_are_checked():
+    entries = [{"name": "broken", "prompt": "x", "fps": -1}, {"name": "fine", "prompt": "x", **SIZE}]
+    assert [task.name for task in make_tasks(entries, targets=["fine"])] == ["fine"]
+    with pytest.raises(MuseVError, match="Task 'broken': fps"):
+        make_tasks(entries)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "Task 'x': prompt: missing"),
+        ({"prompt": None}, "Task 'x': prompt: missing"),
+        ({"prompt": "p", "hight": 64}, "Task 'x': hight: unknown field .* Did you mean 'height'"),
+        ({"prompt": "p {other}", "mood": "sad"}, "Task 'x': mood: unknown field in the task, and no {mood}"),
+        ({"prompt": "p {other}"}, "Task 'x': .*other"),
+        ({"prompt": "p"}, "Task 'x': height and width: needed"),
+        ({"prompt": "p", "context_stride": 2}, "Task 'x': context_stride: .* strided windows"),
+        (
+            {"prompt": "p", "refer_image": "${.condition_image}", "condition_images": "a"},
+            "Did you mean 'condition_images'",
+        ),
+        ({"prompt": "${.negative_prompt}", "negative_prompt": "${.prompt}"}, "prompt -> negative_prompt -> prompt"),
+        ({"prompt": "${oc.env:HOME}"}, "Task 'x': prompt: expected a reference like"),
+        (
+            {"prompt": "p", "condition_images": "gone.png"},
+            "Task 'x': condition_images: the file gone.png does not exist",
+        ),
+        ({"prompt": "p", "video_path": "gone.mp4", **SIZE}, "Task 'x': video_path: the file gone.mp4 does not exist"),
+        ({"prompt": "p", "face_image": ["gone.png"], **SIZE}, "Task 'x': face_image: the file gone.png does not exist"),
+    ],
+)
+def test_wrong_entries_are_named(fields, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MuseVError, match=message):
+        make_tasks([{"name": "x", **fields}])
+
+
+@pytest.mark.parametrize("key", DEAD_PARAMETERS)
+def test_dead_parameters_are_refused_with_a_hint(key):
+    with pytest.raises(MuseVError, match=f"Task 'x': {key}: no longer a parameter in the task: ."):
+        make_tasks([{"name": "x", "prompt": "p", key: "something", **SIZE}])
+    with pytest.raises(MuseVError, match=f"{key}: no longer a parameter in the defaults"):
+        make_tasks([], defaults={key: "something"})
+    assert key not in FIELDS
+
+
+def test_dead_parameters_which_ask_for_nothing_do_no_harm():
+    entry = {"prompt": "p", "context_stride": 1, "pose_guider_model_path": None, **SIZE}
+    assert len(make_tasks([entry], defaults={"context_stride": "1", "end_to_end": None})) == 1
+
+
+def test_unknown_default_is_refused():
+    with pytest.raises(MuseVError, match="motion_sped: unknown field in the defaults.* Did you mean 'motion_speed'"):
+        make_tasks([{"prompt": "p", **SIZE}], defaults={"motion_sped": 3})
+
+
+def test_names_are_unique_also_after_splitting():
+    with pytest.raises(MuseVError, match="Task 'x': name: two tasks are called so"):
+        make_tasks([{"name": "x", "prompt": "a"}, {"name": "x", "prompt": "b"}])
+    with pytest.raises(MuseVError, match="Task 'x_1': name: two tasks are called so"):
+        make_tasks([{"name": "x", "prompt": "a|b"}, {"name": "x_1", "prompt": "b"}])
+
+
+def test_entry_must_be_a_mapping():
+    with pytest.raises(MuseVError, match="Task 0: expected a mapping of fields, got 'prompt'"):
+        make_tasks(["prompt"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("tasks.csv", "name,prompt", "is a CSV file; convert it to YAML(.|\n)*- name: yongen"),
+        ("tasks.py", "raise SystemExit('was run')", "never executed(.|\n)*- name: yongen"),
+        ("tasks.yaml", "", "should hold a list of tasks"),
+        ("tasks.yaml", "tasks: []", "should hold a list of tasks"),
+        ("tasks.yaml", "prompt: a single task", "should hold a list of tasks"),
+        ("tasks.yaml", "- {prompt: [", "is not valid YAML: (.|\n)*line 1"),
+        ("tasks.yaml", "- !!python/object/apply:os.getcwd []", "is not valid YAML"),
+        ("tasks.yaml", "- {name: 2024-02-31}", "is not valid YAML: .*day"),
+    ],
+)
+def test_wrong_files_are_explained(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(MuseVError, match=message):
+        load_tasks(tmp_path / name)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(MuseVError, match="The task file .*gone.yaml cannot be read"):
+        load_tasks(tmp_path / "gone.yaml")
+    with pytest.raises(MuseVError, match="cannot be read"):
+        load_tasks(tmp_path)
