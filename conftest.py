@@ -15,7 +15,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=str(ROOT / "tests" / "goldens" / "public"),
         help="folder with cases.json and arrays (tests/goldens/FORMAT.md); default: the public set",
     )
-    parser.addoption("--seed", type=int, default=0, help="offset of the random seeds the tests draw with")
 
 
 def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Dir | None:

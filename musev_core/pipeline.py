@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from .config import UNetConfig
 from .denoise.denoiser import ClipDenoiser, Control, DenoiserOptions
 from .denoise.guidance import guidance_schedule, guide
-from .denoise.noise import NoiseOptions, image_based_noise, noise_source, video_noise
-from .denoise.schedulers import SchedulerConfig, VideoScheduler
+from .denoise.noise import Generator, NoiseOptions, image_based_noise, noise_source, video_noise
+from .denoise.schedulers import SchedulerConfig, VideoScheduler, check_steps, scheduler_config
 from .encoders import FacePromptEncoder, ImagePromptEncoder, decode_latents, encode_latents
 from .errors import Cancelled, MuseVError
 from .images import match_histograms
@@ -46,6 +46,12 @@ class SamplingOptions:
     face_scale: float = 1.0
     noise: NoiseOptions = field(default_factory=NoiseOptions)
     denoiser: DenoiserOptions = field(default_factory=DenoiserOptions)
+
+    def __post_init__(self) -> None:
+        self.guidance()
+        check_steps(scheduler_config(self.scheduler), self.num_steps)
+        if not 0 <= self.strength <= 1:
+            raise MuseVError(f"strength must lie in 0..1, got {self.strength}")
 
     def guidance(self) -> list[float]:
         """The guidance scale of every step of a full run."""
@@ -88,6 +94,32 @@ class ClipInputs:
     controls: Sequence[Control] = ()
     legacy_fit: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuses what does not fit together, before any network runs."""
+        for name in ("prompts", "negative_prompts"):
+            if isinstance(getattr(self, name), str) or len(getattr(self, name)) != len(self.prompts):
+                raise MuseVError(f"{name} must be a list with one text per video, got {getattr(self, name)!r}")
+        if self.height % 8 or self.width % 8 or min(self.height, self.width) < 8:
+            raise MuseVError(f"height and width must be multiples of 8 pixels, got {self.height} x {self.width}")
+        latents = (len(self.prompts), self.height // 8, self.width // 8)
+        for name in ("condition_latents", "initial_latents"):
+            x = getattr(self, name)
+            if x is not None and (x.ndim != 5 or (x.shape[0], *x.shape[3:]) != latents):
+                raise MuseVError(
+                    f"{name} must have the shape ({latents[0]}, channels, frames, {latents[1]}, {latents[2]}) for "
+                    f"{latents[0]} video(s) of {self.height} x {self.width} pixels, got {tuple(x.shape)}"
+                )
+        for name in ("reference_images", "image_prompts", "face_images"):
+            x = getattr(self, name)
+            if x is not None and (x.ndim != 5 or x.shape[0] != latents[0] or x.shape[-1] != 3):
+                raise MuseVError(f"{name} must have the shape ({latents[0]}, pictures, H, W, 3), got {tuple(x.shape)}")
+        for control in self.controls:
+            if tuple(control.hints.shape[1:]) != (3, self.height, self.width):
+                raise MuseVError(
+                    f"control hints must have the shape (frames, 3, {self.height}, {self.width}), "
+                    f"got {tuple(control.hints.shape)}"
+                )
+
 
 @dataclass(frozen=True)
 class StepInfo:
@@ -107,7 +139,8 @@ class Observer:
 
     Args:
         on_step: called after every step.
-        on_window: called with (run, step, windows done, windows in all) before every call of the network.
+        on_window: called with (run, step, windows done, windows in all) before every call of the network and once more
+            when a step's windows are done.
         cancelled: asked before every call of the network; True raises `Cancelled`.
     """
 
@@ -237,6 +270,15 @@ class VideoResult:
         return str(writer.path)
 
 
+@dataclass(frozen=True)
+class PictureNetwork:
+    """Whether a kind of picture can be used: the UNet has `layers` for it, and its network is `loaded`."""
+
+    layers: bool
+    loaded: bool
+    needs: str
+
+
 @dataclass
 class MuseVPipeline:
     """The networks which together make videos.
@@ -274,6 +316,21 @@ class MuseVPipeline:
         if self.face_prompt is not None:
             yield self.face_prompt.projection
 
+    def picture_networks(self) -> dict[str, PictureNetwork]:
+        """Which kinds of pictures this pipeline can use, by their name in `VideoRequest`."""
+        config: UNetConfig = self.unet.config
+        return {
+            "reference_image": PictureNetwork(
+                config.reference_fusion, self.reference_net is not None, "a ReferenceNet"
+            ),
+            "image_prompt": PictureNetwork(
+                config.image_prompt, self.image_prompt is not None, "an image encoder and its projection"
+            ),
+            "face_image": PictureNetwork(
+                config.face_prompt, self.face_prompt is not None, "a face extractor and its projection"
+            ),
+        }
+
     # ------------------------------------------------------------------------------------------ one run
 
     @torch.no_grad()
@@ -282,7 +339,7 @@ class MuseVPipeline:
         inputs: ClipInputs,
         options: SamplingOptions,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generator = None,
         observer: Observer | None = None,
         run: str = "video",
     ) -> Tensor:
@@ -290,11 +347,20 @@ class MuseVPipeline:
         watch = observer or Observer()
         conditions, n = inputs.condition_latents, _frame_count(inputs.condition_latents)
         num_frames = n + inputs.num_frames
-        places = list(range(n)) if inputs.condition_frames is None else list(inputs.condition_frames)
-        if len(places) != n:
-            raise MuseVError(f"{n} condition frames were given, but {len(places)} frame numbers for them: {places}")
-        places = [i + num_frames if i < 0 else i for i in places]
+        given = list(range(n)) if inputs.condition_frames is None else list(inputs.condition_frames)
+        if len(given) != n:
+            raise MuseVError(f"{n} condition frames were given, but {len(given)} frame numbers for them: {given}")
+        if any(not -num_frames <= i < num_frames for i in given):
+            raise MuseVError(
+                f"condition frame numbers must lie in 0..{num_frames - 1} for a clip of {num_frames} frames (or count "
+                f"from its end, -1 is the last), got {given}"
+            )
+        places = [i % num_frames for i in given]
 
+        if inputs.initial_latents is not None and options.strength == 0:
+            start = inputs.initial_latents.to(self.device)
+            generated = [i for i in range(num_frames) if i not in places]
+            return _merge(start, conditions, generated, sorted(places), places)
         scheduler = VideoScheduler(
             options.scheduler,
             options.num_steps,
@@ -347,7 +413,7 @@ class MuseVPipeline:
         inputs: ClipInputs,
         options: SamplingOptions,
         scheduler: VideoScheduler,
-        generator: torch.Generator | None,
+        generator: Generator,
     ) -> Tensor:
         """What the loop starts from: noise, or a given video with the noise of the first step (musev.md 4)."""
         videos, size = len(inputs.prompts), (inputs.height // 8, inputs.width // 8)
@@ -424,6 +490,8 @@ class MuseVPipeline:
         if seed is not None:
             if generator is not None:
                 raise MuseVError("give a seed or a generator, not both")
+            if not isinstance(seed, int):
+                raise MuseVError(f"a seed is a whole number, got {seed!r}")
             generator = torch.Generator().manual_seed(seed)
         return self.generate(VideoRequest(prompt=prompt, **request), generator=generator, observer=observer)
 

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ from torch import Tensor
 from .denoise.denoiser import Control
 from .encoders import decode_latents, encode_latents
 from .errors import MuseVError
-from .images import fit_images, fit_video, target_size, to_uint8
+from .images import check_frames, fit_images, fit_video, target_size, to_uint8
 
 if TYPE_CHECKING:
-    from .pipeline import ControlInput, MuseVPipeline, Observer, VideoRequest, VideoResult
+    from .pipeline import ControlInput, MuseVPipeline, Observer, PictureNetwork, VideoRequest, VideoResult
 
 log = logging.getLogger(__name__)
 DEFAULT_NUM_FRAMES = 12  # the released models' window
@@ -38,13 +38,19 @@ class ShotRunner:
             raise MuseVError(f"the number of shots must be at least 1, got {request.num_shots}")
         if request.num_condition_frames < 0:
             raise MuseVError(f"the number of condition frames cannot be negative, got {request.num_condition_frames}")
+        if not 0 <= request.video_strength <= 1:
+            raise MuseVError(f"video_strength must lie in 0..1, got {request.video_strength}")
+        self._check_pictures()
         self.height, self.width = self._size()
         self.has_condition = request.num_condition_frames > 0
         self.image = self._fit(request.image) if request.image is not None and self.has_condition else None
         self.num_given = 0 if self.image is None else self.image.shape[0]
         self.makes_first = self.has_condition and (self.image is None or request.redraw)
         if request.redraw and self.image is None:
-            raise MuseVError("redraw needs a condition image to repaint; give one, or leave redraw off")
+            raise MuseVError(
+                "redraw needs a condition image to repaint, and num_condition_frames of at least 1; give them, or "
+                "leave redraw off"
+            )
         self.num_first = (self.num_given or 1) if self.has_condition else 0
         if not request.video_has_condition and self._driven() and self.has_condition and self.image is None:
             raise MuseVError(
@@ -52,14 +58,46 @@ class ShotRunner:
             )
         self.counted = self._first_frame_counts()
         self.lengths = self._plan()
+        self.places = self._places()
         self.video = self._driving_video()
         self.hints = [self._hints(control) for control in request.controls]
         # every picture is optional, and missing ones follow the first frame
-        self.reference = self._optional(request.reference_image, request.use_reference)
-        self.image_prompt = self._optional(request.image_prompt, request.use_image_prompt, fit=request.legacy_fit)
-        self.face = self._optional(request.face_image, request.use_face)
+        networks = pipeline.picture_networks()
+        self.uses = {
+            name: use and self._usable(name, given, networks[name])
+            for name, use, given in (
+                ("reference_image", request.use_reference, request.reference_image),
+                ("image_prompt", request.use_image_prompt, request.image_prompt),
+                ("face_image", request.use_face, request.face_image),
+            )
+        }
+        self.pictures = {
+            "reference_image": self._optional("reference_image", request.reference_image),
+            "image_prompt": self._optional("image_prompt", request.image_prompt, fit=request.legacy_fit),
+            "face_image": self._optional("face_image", request.face_image),
+        }
 
     # ------------------------------------------------------------------------------------------ checks and plan
+
+    def _check_pictures(self) -> None:
+        r = self.request
+        for name in ("image", "video", "reference_image", "image_prompt", "face_image"):
+            given = getattr(r, name)
+            if given is not None:
+                check_frames(given, name=name)
+        for control in r.controls:
+            check_frames(control.frames, name="control frames")
+
+    @staticmethod
+    def _usable(name: str, given: Tensor | None, network: "PictureNetwork") -> bool:
+        """Whether a kind of picture has an effect; asking for one that cannot have any is an error or a warning."""
+        if given is not None and network.layers and not network.loaded:
+            raise MuseVError(
+                f"{name} was given, but the pipeline has no network for it; load {network.needs}, or leave it out"
+            )
+        if given is not None and not network.layers:
+            log.warning("%s has no effect: this MuseV model has no layers for it", name)
+        return network.layers and network.loaded
 
     def _size(self) -> tuple[int, int]:
         r = self.request
@@ -104,11 +142,37 @@ class ShotRunner:
                 f"a shot of {num_frames} frames with {self.num_first} condition frames leaves nothing to generate; "
                 "ask for more frames"
             )
+        if r.num_shots > 1 and r.num_condition_frames > self.num_first + first:
+            raise MuseVError(
+                f"a shot of {self.num_first + first} frames cannot hand on {r.num_condition_frames} condition frames; "
+                "ask for longer shots or fewer condition frames"
+            )
         return [first] + [num_frames] * (r.num_shots - 1)
 
     @property
     def _timeline(self) -> int:
         return self.num_first + sum(self.lengths)
+
+    def _places(self) -> list[int]:
+        """Numbers of the condition frames in the first shot, which are those of the timeline too."""
+        clip = self.num_first + self.lengths[0]
+        given = self.request.condition_frames
+        places = list(range(self.num_first)) if given is None else list(given)
+        if len(places) != self.num_first:
+            raise MuseVError(f"there are {self.num_first} condition frames, but {len(places)} frame numbers: {places}")
+        if any(not -clip <= i < clip for i in places):
+            raise MuseVError(
+                f"condition frame numbers must lie in 0..{clip - 1} for a shot of {clip} frames (or count from its "
+                f"end, -1 is the last), got {places}"
+            )
+        return [i % clip for i in places]
+
+    def _with_condition(self, first: Tensor, others: Tensor) -> Tensor:
+        """The timeline of a driving video which does not show the condition frames: `first` at their places."""
+        order, rest = [], iter(range(len(first), len(first) + len(others)))
+        for i in range(len(first) + len(others)):
+            order.append(self.places.index(i) if i in self.places else next(rest))
+        return torch.cat([first, others])[order]
 
     def _driving_video(self) -> Tensor | None:
         """Frames `(timeline, height, width, 3)` in 0..1 to start from; the condition frames' are not looked at."""
@@ -117,7 +181,7 @@ class ShotRunner:
             return None
         frames = fit_video(r.video, self.height, self.width, legacy=r.legacy_fit) / 255
         if self.has_condition and not r.video_has_condition:
-            frames = torch.cat([frames[:1].expand(self.num_first, -1, -1, -1), frames])
+            frames = self._with_condition(frames[:1].expand(self.num_first, -1, -1, -1), frames)
         return self._cut(frames, "the video")
 
     def _hints(self, control: "ControlInput") -> Tensor:
@@ -136,7 +200,7 @@ class ShotRunner:
                 )
             if len(first) != self.num_first:
                 raise MuseVError(f"expected {self.num_first} maps of the condition frames, got {len(first)}")
-            maps = torch.cat([first, maps])
+            maps = self._with_condition(first, maps)
         return self._cut(maps, "a control video").permute(0, 3, 1, 2)
 
     def _maps(self, control: "ControlInput", frames: Tensor) -> Tensor:
@@ -163,9 +227,9 @@ class ShotRunner:
     def _fit(self, images: Tensor) -> Tensor:
         return fit_images(images, self.height, self.width, legacy=self.request.legacy_fit)
 
-    def _optional(self, images: Tensor | None, use: bool, *, fit: bool = True) -> Tensor | None:
+    def _optional(self, name: str, images: Tensor | None, *, fit: bool = True) -> Tensor | None:
         """A given picture, or the condition picture in its place."""
-        if not use:
+        if not self.uses[name]:
             return None
         if images is not None:
             return self._fit(images) if fit else images
@@ -178,57 +242,56 @@ class ShotRunner:
         from .pipeline import VideoResult
 
         r = self.request
-        condition, places = self._first_frame(), r.condition_frames
-        first_condition, shots, start = condition, [], self.num_first
-        for k, length in enumerate(self.lengths):
-            condition_hints = list(range(self.num_first)) if k == 0 or r.fixed_condition else None
-            latents = self._shot(k, condition, places, length, start, condition_hints)
-            n = 0 if condition is None else condition.shape[2]
-            shots.append(latents if k == 0 else latents[:, :, n:])
+        condition = first_condition = self._first_frame()
+        latents = self._shot(0, condition, self.places, list(range(self.num_first + self.lengths[0])))
+        shots, start = [latents], latents.shape[2]
+        for k, length in enumerate(self.lengths[1:], 1):
+            before: list[int] = []
+            if self.has_condition and r.fixed_condition:
+                condition, before = first_condition, self.places
+            elif self.has_condition:
+                condition = latents[:, :, -r.num_condition_frames :]
+                before = list(range(start - condition.shape[2], start))
+            self._move_references(latents)
+            latents = self._shot(k, condition, list(range(len(before))), before + list(range(start, start + length)))
+            shots.append(latents[:, :, len(before) :])
             start += length
-            if k + 1 < len(self.lengths):
-                places = None
-                if self.has_condition:
-                    condition = first_condition if r.fixed_condition else latents[:, :, -r.num_condition_frames :]
-                self._move_references(latents)
         return VideoResult(torch.cat(shots, dim=2)[0].cpu(), self.pipeline.vae, r.match_histogram)
 
-    def _shot(
-        self,
-        k: int,
-        condition: Tensor | None,
-        places: object,
-        length: int,
-        start: int,
-        condition_hints: list[int] | None,
-    ) -> Tensor:
+    def _shot(self, k: int, condition: Tensor | None, places: list[int], timeline: list[int]) -> Tensor:
+        """One run of the loop over frames `timeline` of the result, with condition frames at `places` among them."""
         from .pipeline import ClipInputs
 
         r = self.request
-        n = 0 if condition is None else condition.shape[2]
-        before = list(range(start - n, start)) if condition_hints is None else condition_hints[:n]
-        timeline = before + list(range(start, start + length))
+        generated = [frame for i, frame in enumerate(timeline) if i not in places]
         initial, sampling = None, r.sampling
         if self.video is not None:
-            initial = self._latents(self.video[start : start + length])
+            initial = self._latents(self.video[generated])
             sampling = replace(sampling, strength=r.video_strength)
         inputs = ClipInputs(
             [r.prompt],
             [r.negative_prompt],
-            length,
+            len(generated),
             self.height,
             self.width,
             condition_latents=condition,
-            condition_frames=places,  # type: ignore[arg-type]
+            condition_frames=places,
             initial_latents=initial,
             controls=self._controls(timeline),
-            reference_images=_one(self.reference),
-            image_prompts=_one(self.image_prompt),
-            face_images=_one(self.face),
             legacy_fit=r.legacy_fit,
+            **self._picture_inputs(),
         )
         run = "video" if len(self.lengths) == 1 else f"shot {k + 1}/{len(self.lengths)}"
         return self.pipeline.sample(inputs, sampling, generator=self.generator, observer=self.observer, run=run)
+
+    def _picture_inputs(self, **wanted: bool) -> dict[str, Any]:
+        """The pictures as one run takes them, those of a single video."""
+        fields = {"reference_image": "reference_images", "image_prompt": "image_prompts", "face_image": "face_images"}
+        inputs: dict[str, Any] = {}
+        for name, field in fields.items():
+            picture = self.pictures[name] if wanted.get(name, True) else None
+            inputs[field] = None if picture is None else picture[None]
+        return inputs
 
     def _controls(self, timeline: list[int]) -> list[Control]:
         return [
@@ -245,9 +308,15 @@ class ShotRunner:
             return None
         source = self.image if self.image is not None else None if self.video is None else self.video[:1]
         initial = None if source is None else self._latents(source)
-        if initial is not None and (not self.makes_first or r.first_frame.strength == 0):
+        if source is not None and initial is not None and (not self.makes_first or r.first_frame.strength == 0):
+            self._replace_pictures(source, missing_only=True)
             return initial
         negative = r.negative_prompt if r.first_frame_negative_prompt is None else r.first_frame_negative_prompt
+        wanted = {
+            "reference_image": r.redraw_with_reference,
+            "image_prompt": r.redraw_with_image_prompt,
+            "face_image": r.redraw_with_face,
+        }
         inputs = ClipInputs(
             [r.prompt],
             [negative],
@@ -255,45 +324,39 @@ class ShotRunner:
             self.height,
             self.width,
             initial_latents=initial,
-            controls=self._controls(list(range(self.num_first))),
-            reference_images=_one(self.reference if r.redraw_with_reference else None),
-            image_prompts=_one(self.image_prompt if r.redraw_with_image_prompt else None),
-            face_images=_one(self.face if r.redraw_with_face else None),
+            controls=self._controls(self.places),
             legacy_fit=r.legacy_fit,
+            **self._picture_inputs(**wanted),
         )
         latents = self.pipeline.sample(
             inputs, r.first_frame, generator=self.generator, observer=self.observer, run="first frame"
         )
         # a redrawn picture replaces all others, a generated one the missing ones
-        frame = self._decode(latents)
-        redrawn = self.image is not None
-        if r.use_reference and (redrawn or self.reference is None):
-            self.reference = frame
-        if r.use_image_prompt and (redrawn or self.image_prompt is None):
-            self.image_prompt = frame
-        if r.use_face and (redrawn or self.face is None):
-            self.face = frame
+        self._replace_pictures(self._decode(latents), missing_only=self.image is None)
         return latents
 
+    def _replace_pictures(self, frames: Tensor, *, missing_only: bool) -> None:
+        for name, use in self.uses.items():
+            if use and not (missing_only and self.pictures[name] is not None):
+                self.pictures[name] = frames
+
     def _move_references(self, latents: Tensor) -> None:
+        """Pictures which are not fixed follow the last frames of the shot before."""
         r = self.request
-        if not self.has_condition or (r.fixed_reference and r.fixed_image_prompt and r.fixed_face):
+        fixed = {
+            "reference_image": r.fixed_reference,
+            "image_prompt": r.fixed_image_prompt,
+            "face_image": r.fixed_face,
+        }
+        moving = [name for name, use in self.uses.items() if use and not fixed[name]]
+        if not self.has_condition or not moving:
             return
         frames = self._decode(latents[:, :, -r.num_condition_frames :])
-        if r.use_reference and not r.fixed_reference:
-            self.reference = frames
-        if r.use_image_prompt and not r.fixed_image_prompt:
-            self.image_prompt = frames
-        if r.use_face and not r.fixed_face:
-            self.face = frames
+        for name in moving:
+            self.pictures[name] = frames
 
     def _latents(self, frames: Tensor) -> Tensor:
         return encode_latents(self.pipeline.vae, frames)[None].to(self.pipeline.device)
 
     def _decode(self, latents: Tensor) -> Tensor:
         return torch.cat(list(decode_latents(self.pipeline.vae, latents[0])))
-
-
-def _one(pictures: Tensor | None) -> Tensor | None:
-    """Pictures of a single video, with the axis of videos."""
-    return None if pictures is None else pictures[None]

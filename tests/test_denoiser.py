@@ -32,11 +32,11 @@ def _inference() -> Iterator[None]:
 def conditions(branches: int = 1, *, videos: int = 1, arch: str = "musev_referencenet") -> ClipConditions:
     """Prompts and pictures of `videos`, branch outermost."""
     rows = branches * videos
-    clip = ClipConditions(text=det("text", (rows, 77, 32)), image_tokens=det("image tokens", (rows, 4, 32)))
+    text, tokens = det("text", (rows, 77, 32)), det("image tokens", (rows, 4, 32))
+    reference = None
     if arch == "musev_referencenet":
-        net = models.reference_net("tiny", 0)
-        clip.reference = net(det("reference", (rows, 4, 1, SIZE, SIZE)), clip.image_tokens)
-    return clip
+        reference = models.reference_net("tiny", 0)(det("reference", (rows, 4, 1, SIZE, SIZE)), tokens)
+    return ClipConditions(text=text, image_tokens=tokens, reference=reference)
 
 
 def latents(frames: int, *, videos: int = 1) -> torch.Tensor:

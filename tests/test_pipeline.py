@@ -471,3 +471,21 @@ def test_a_video_is_written_while_it_is_decoded(tmp_path, name):
 def test_give_a_seed_or_a_generator():
     with pytest.raises(MuseVError, match="give a seed or a generator, not both"):
         make_pipeline()("a girl", seed=1, generator=seeded(), height=64, width=64)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"negative_prompts": "ugly"}, "negative_prompts must be a list with one text per video, got 'ugly'"),
+        ({"prompts": ["a", "b"]}, "negative_prompts must be a list with one text per video"),
+        ({"height": 60}, "multiples of 8 pixels, got 60 x 64"),
+        ({"condition_latents": torch.zeros(1, 4, 1, 4, 8)}, r"condition_latents must have the shape \(1, channels"),
+        ({"initial_latents": torch.zeros(2, 4, 3, 8, 8)}, r"initial_latents must have the shape \(1, channels"),
+        ({"reference_images": torch.zeros(1, 64, 64, 3)}, r"reference_images must have the shape \(1, pictures"),
+        ({"controls": [Control(torch.nn.Identity(), torch.zeros(4, 3, 32, 32))]}, r"hints must have .* 64, 64\)"),
+    ],
+)
+def test_inputs_of_one_run_that_do_not_fit_together_are_named(changes, message):
+    given = {"prompts": ["a"], "negative_prompts": [""], "num_frames": 3, "height": 64, "width": 64}
+    with pytest.raises(MuseVError, match=message):
+        ClipInputs(**(given | changes))

@@ -1,5 +1,7 @@
 """Guidance scale over the steps (extra.md 2.8)."""
 
+import math
+
 from torch import Tensor
 
 from ..config import GUIDANCE_METHODS
@@ -17,6 +19,8 @@ def guidance_schedule(start: float, end: float | None, method: str, num_steps: i
     """
     if method not in GUIDANCE_METHODS:
         raise MuseVError(f"unknown guidance method {method!r}, expected one of {', '.join(GUIDANCE_METHODS)}")
+    if not all(math.isfinite(g) for g in (start, end if end is not None else 0.0)):
+        raise MuseVError(f"guidance scales must be finite numbers, got {start} to {end}")
     if num_steps < 1:
         raise MuseVError(f"the number of steps must be at least 1, got {num_steps}")
     if end is None or end == start:

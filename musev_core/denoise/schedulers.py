@@ -58,6 +58,16 @@ def scheduler_config(name: str | SchedulerConfig, **changes: Any) -> SchedulerCo
     return replace(name, **changes)
 
 
+def check_steps(config: SchedulerConfig, num_steps: int) -> None:
+    """Raises MuseVError for a number of steps the scheduler cannot take."""
+    if num_steps < 1:
+        raise MuseVError(f"the number of steps must be at least 1, got {num_steps}")
+    if config.type == "lcm" and num_steps > config.original_inference_steps:
+        raise MuseVError(
+            f"LCM takes at most {config.original_inference_steps} steps (4 to 8 are usual), got {num_steps}"
+        )
+
+
 def _diffusers_scheduler(config: SchedulerConfig) -> Any:
     import diffusers
 
@@ -101,17 +111,16 @@ class VideoScheduler:
         strength: float = 1.0,
         device: torch.device | str = "cpu",
     ):
-        if num_steps < 1:
-            raise MuseVError(f"the number of steps must be at least 1, got {num_steps}")
+        self.config = scheduler_config(config)
+        check_steps(self.config, num_steps)
         if not 0 <= strength <= 1:
             raise MuseVError(f"strength must lie in 0..1, got {strength}")
-        self.config = scheduler_config(config)
-        if self.config.type == "lcm" and num_steps > self.config.original_inference_steps:
-            raise MuseVError(
-                f"LCM takes at most {self.config.original_inference_steps} steps (4 to 8 are usual), got {num_steps}"
-            )
         self._scheduler = _diffusers_scheduler(self.config)
-        self._scheduler.set_timesteps(num_steps, device=device)
+        if num_steps == 1 and self.config.type == "euler":
+            # a line of one point begins at its wrong end, where there is no noise left to remove
+            self._scheduler.set_timesteps(timesteps=[self.config.num_train_timesteps - 1], device=device)
+        else:
+            self._scheduler.set_timesteps(num_steps, device=device)
         self.first = num_steps - max(1, round(num_steps * strength))
         if hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(self.first)
