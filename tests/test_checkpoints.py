@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from musev_core import keymaps
 from musev_core.config import IMAGE_PROJECTIONS, MUSEV, MUSEV_REFERENCENET, SD15, UNetConfig
 from musev_core.errors import CheckpointError, MuseVError
+from musev_core.weights import keymaps
 from musev_core.weights.files import check_finite, read_shapes, read_tensors, select
 from musev_core.weights.kinds import Family, describe, image_projection_config, recognise, unet_config_from_shapes
 from musev_core.weights.layout import find_musev_files, read_base

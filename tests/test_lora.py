@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from musev_core import keymaps
 from musev_core.config import UNetConfig
 from musev_core.errors import CheckpointError, MuseVError
+from musev_core.weights import keymaps
 from musev_core.weights.lora import apply_lora, read_faceid_lora, read_lora
 from musev_core.weights.lora_blocks import BLOCK_NAMES, LORA_BLOCK_PRESETS
 
