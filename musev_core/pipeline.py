@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .config import UNetConfig
-from .denoise.denoiser import ClipDenoiser, Control, DenoiserOptions
+from .denoise.control import Control
+from .denoise.denoiser import ClipDenoiser, DenoiserOptions
 from .denoise.guidance import guidance_schedule, guide
 from .denoise.noise import Generator, NoiseOptions, image_based_noise, noise_source, video_noise
 from .denoise.schedulers import SchedulerConfig, VideoScheduler, check_steps, scheduler_config

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .denoise.denoiser import Control
+from .denoise.control import Control
 from .encoders import decode_latents, encode_latents
 from .errors import MuseVError
 from .images import check_frames, fit_images, fit_video, target_size, to_uint8

@@ -11,7 +11,8 @@ import torch
 from support import golden_models as models
 from support.numbers import det
 
-from musev_core.denoise.denoiser import ClipDenoiser, Control, DenoiserOptions, control_residuals, gather_frames
+from musev_core.denoise.control import ClipControls, Control
+from musev_core.denoise.denoiser import ClipDenoiser, DenoiserOptions, gather_frames
 from musev_core.denoise.windows import WindowOptions, context_windows, place_condition_frames
 from musev_core.errors import Cancelled, MuseVError
 from musev_core.models.conditions import ClipConditions
@@ -108,7 +109,8 @@ def test_windows_at_once_equal_windows_one_by_one(arch, condition_frames, at_onc
     net = models.unet(arch, "tiny", 0)
     with calls(net) as recorded:
         assert_same(predict(19, arch, **settings, options={"windows_per_call": at_once}), one_by_one)
-    sizes = [args[0].shape[0] // 2 for args, _ in recorded]
+    shared = 1 if net is models.unet("musev", "tiny", 0) else 2  # rows of both branches, where they share none
+    sizes = [args[0].shape[0] // shared for args, _ in recorded]
     assert max(sizes) > 1
     assert max(sizes) <= at_once
 
@@ -291,6 +293,13 @@ def frames_of(hint: torch.Tensor) -> list[int]:
     return (hint[:, 0, 0, 0] * 100 - 1).round().int().tolist()
 
 
+def control_residuals(controls, latents, clip, frames) -> Any:
+    """What the ControlNets add for these windows of the clip."""
+    clip_controls = ClipControls(controls, clip)
+    clip_controls.start_step(0, 1, frames)
+    return clip_controls.residuals(latents, T, frames, 1)
+
+
 @pytest.mark.parametrize("condition_frames", [(), (0,), (10,), (0, 5, 10)])
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_every_frame_gets_its_own_hint(condition_frames, at_once):
@@ -300,7 +309,8 @@ def test_every_frame_gets_its_own_hint(condition_frames, at_once):
         place_condition_frames([generated[i] for i in window], condition_frames)
         for window in context_windows(len(generated), WINDOWS)
     ]
-    with calls(net) as recorded:
+    embedding = net.controlnet_cond_embedding
+    with calls(net) as recorded, calls(embedding) as embedded:
         predict(
             n,
             branches=2,
@@ -308,13 +318,48 @@ def test_every_frame_gets_its_own_hint(condition_frames, at_once):
             controls=[Control(net, hints(n))],
             options={"windows_per_call": at_once},
         )
+    once = list(dict.fromkeys(frame for frames in placed for frame in frames))
+    assert [frame for (hint,), _ in embedded for frame in frames_of(hint)] == once
     seen = []
     for (sample, _, text, hint), _ in recorded:
-        rows = frames_of(hint)
-        assert rows[: len(rows) // 2] == rows[len(rows) // 2 :]  # both branches see the same hints
-        assert len(rows) == sample.shape[0] == text.shape[0]
-        seen += rows[: len(rows) // 2]
-    assert seen == [frame for frames in placed for frame in frames]
+        half = hint.shape[0] // 2
+        assert torch.equal(hint[:half], hint[half:])  # both branches see the same hints
+        assert len(hint) == sample.shape[0] == text.shape[0]
+        frames = once[len(seen) : len(seen) + half]
+        torch.testing.assert_close(hint[:half], embedding(hints(n)[frames]))
+        seen += frames
+    assert seen == once
+
+
+def test_a_ControlNet_runs_once_per_frame_and_step_and_its_hints_are_embedded_once_per_clip():
+    n, net = 30, models.controlnet("tiny", 0)
+    clip = conditions(2, arch="musev")
+    denoiser = ClipDenoiser(
+        models.unet("musev", "tiny", 0),
+        clip,
+        branches=2,
+        num_frames=n,
+        condition_frames=(0,),
+        options=DenoiserOptions(windows=WINDOWS),
+        controls=[Control(net, hints(n))],
+    )
+    with calls(net) as recorded, calls(net.controlnet_cond_embedding) as embedded:
+        for step in range(2):
+            denoiser(latents(n), T, step, 2)
+    assert sum(sample.shape[0] for (sample, *_), _ in recorded) == 2 * 2 * n  # branches, steps
+    assert sum(len(hint) for (hint,), _ in embedded) == n
+
+
+def test_residuals_of_frames_that_no_later_window_holds_are_dropped():
+    n = 30
+    controls = ClipControls([Control(models.controlnet("tiny", 0), hints(n))], conditions(1, arch="musev"))
+    windows = context_windows(n, WINDOWS)
+    controls.start_step(0, 1, windows)
+    kept = []
+    for done, window in enumerate(windows, 1):
+        controls.residuals(latents(n), T, [window], done)
+        kept.append(len(controls._residuals))
+    assert max(kept) == WINDOWS.overlap and kept[-1] == 0
 
 
 def test_a_ControlNet_sees_the_networks_own_input_and_the_text_of_the_row():
@@ -322,7 +367,7 @@ def test_a_ControlNet_sees_the_networks_own_input_and_the_text_of_the_row():
     with calls(net) as recorded, calls(models.unet("musev", "tiny", 0)) as main:
         predict(9, branches=2, clip=clip, condition_frames=(0,), controls=[Control(net, hints(9))])
     for (flat, timestep, text, _), _ in recorded[:1]:
-        sample = main[0][0][0]
+        sample = main[0][0][0].repeat(2, 1, 1, 1, 1)  # the branches share it up to the prompt
         assert torch.equal(flat, sample.transpose(1, 2).flatten(0, 1))
         assert torch.equal(timestep, T)
         t = sample.shape[2]
@@ -368,16 +413,16 @@ def test_outside_its_range_and_at_scale_zero_a_ControlNet_is_not_there():
 
 def test_two_ControlNets_add_up():
     one, two = models.controlnet("tiny", 0), models.controlnet("tiny", 1)
-    clip, sample, frames = conditions(2), det("sample", (2, 4, 3, SIZE, SIZE)), [[2, 3, 4]]
+    clip, sample, frames = conditions(2), latents(9), [[2, 3, 4]]
     controls = [Control(one, hints(9), scale=0.5), Control(two, hints(9).flip(0))]
-    both: Any = control_residuals(controls, sample, T, clip, frames)
-    alone: Any = [control_residuals([control], sample, T, clip, frames) for control in controls]
+    both = control_residuals(controls, sample, clip, frames)
+    alone = [control_residuals([control], sample, clip, frames) for control in controls]
     for got, a, b in zip(both.down, alone[0].down, alone[1].down, strict=True):
         assert_same(got, a + b)
     assert_same(both.mid, alone[0].mid + alone[1].mid)
-    unit: Any = control_residuals([Control(one, hints(9))], sample, T, clip, frames)
+    unit = control_residuals([Control(one, hints(9))], sample, clip, frames)
     assert_same(alone[0].mid, 0.5 * unit.mid)
-    assert control_residuals([], sample, T, clip, frames) is None
+    assert control_residuals([], sample, clip, frames) is None
 
 
 def test_two_ControlNets_in_the_clip():
@@ -391,7 +436,7 @@ def test_two_ControlNets_in_the_clip():
 def test_the_residuals_reach_the_networks_call():
     net, clip, x = models.unet("musev", "tiny", 0), conditions(arch="musev"), latents(5)
     controls = [Control(models.controlnet("tiny", 0), hints(5))]
-    residuals = control_residuals(controls, x, T, clip, [list(range(5))])
+    residuals = control_residuals(controls, x, clip, [list(range(5))])
     assert_same(predict(5, clip=clip, controls=controls), net(x, T, clip, control=residuals))
 
 

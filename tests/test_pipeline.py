@@ -11,7 +11,8 @@ import torch
 from support import golden_models as models
 from support.numbers import det, det_image
 
-from musev_core.denoise.denoiser import Control, DenoiserOptions
+from musev_core.denoise.control import Control
+from musev_core.denoise.denoiser import DenoiserOptions
 from musev_core.denoise.noise import NoiseOptions
 from musev_core.denoise.windows import WindowOptions
 from musev_core.encoders import FacePromptEncoder, ImagePromptEncoder, decode_latents
@@ -155,7 +156,7 @@ def test_a_ramp_through_one_drops_the_unconditional_branch_on_its_way():
     pipe = make_pipeline()
     with calls(pipe.unet) as recorded:
         video = sample(clip(4), replace(OPTIONS, num_steps=3, guidance_scale=3, guidance_end=0), pipe)
-    assert [args[0].shape[0] for args in recorded] == [2, 2, 1]  # 3, 1.5, 0
+    assert [args[2].rows for args in recorded] == [2, 2, 1]  # 3, 1.5, 0
     assert video.isfinite().all()
     # the last step is that of a run without guidance
     assert torch.equal(recorded[2][2].text, recorded[0][2].text[1:])
@@ -219,7 +220,7 @@ def test_strength_takes_the_last_steps_of_the_run_and_of_the_guidance(strength, 
     with calls(pipe.unet) as recorded:
         sample(clip(4, initial_latents=condition(4)), options, pipe, observer=Observer(on_step=steps.append))
     assert [(s.step, s.num_steps) for s in steps] == [(i, used) for i in range(used)]
-    assert [args[0].shape[0] for args in recorded] == [2, 2, 2, 2, 1][5 - used :]  # 9, 6.75, 4.5, 2.25, 0
+    assert [args[2].rows for args in recorded] == [2, 2, 2, 2, 1][5 - used :]  # 9, 6.75, 4.5, 2.25, 0
 
 
 def test_less_strength_stays_closer_to_the_given_video():

@@ -353,3 +353,19 @@ def test_inputs_that_do_not_belong_together_are_named(name):
     net = golden_models.unet("musev_referencenet", "tiny2", 0)
     with pytest.raises(MuseVError, match=message), torch.no_grad():
         net(torch.zeros(2, 4, 4, 8, 8), 500.0, clip, **arguments)
+
+
+@pytest.mark.parametrize("arch", [small.REFERENCED, "musev"])
+@pytest.mark.parametrize("windows", [1, 3])
+def test_guidance_branches_share_what_comes_before_the_prompt(arch, windows):
+    """One sample for both branches gives what the repeated sample gives."""
+    clip = small.full_clip() if arch == small.REFERENCED else text_only(2)
+    if clip.reference is not None:  # ReferenceNet's first feature does not see the prompt
+        first = clip.reference.down[0][:1].expand_as(clip.reference.down[0])
+        clip = replace(clip, reference=ReferenceFeatures((first, *clip.reference.down[1:]), clip.reference.mid))
+    sample = torch.cat([small.sample()[:1] * (i + 1) for i in range(windows)])
+    options = {"condition_frames": (0,)}
+    shared = predict(clip, arch, sample, branches=2, **options)
+    repeated = predict(clip, arch, sample.repeat(2, 1, 1, 1, 1), **options)
+    assert shared.shape == repeated.shape
+    assert small.distance(shared, repeated) <= 1e-12

@@ -8,33 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import MuseVError
-from ..models.conditions import ClipConditions, ControlResiduals
+from ..models.conditions import ClipConditions
 from ..models.unet import MuseVUNet
+from .control import ClipControls, Control
 from .windows import WindowOptions, context_windows, fusion_weights, place_condition_frames
-
-
-@dataclass
-class Control:
-    """One ControlNet over a clip.
-
-    Args:
-        net: a diffusers `ControlNetModel`.
-        hints: `(frames of the clip, 3, H, W)` in 0..1, one per frame, condition frames included.
-        scale: strength, 1 is full; start, end: active between these fractions of the steps.
-    """
-
-    net: nn.Module
-    hints: Tensor
-    scale: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-
-    def active(self, step: int, num_steps: int) -> bool:
-        """Whether it takes part in this step (musev.md 3)."""
-        return self.scale != 0 and not (step / num_steps < self.start or (step + 1) / num_steps > self.end)
 
 
 @dataclass(frozen=True)
@@ -98,7 +78,6 @@ class ClipDenoiser:
         self.unet = unet
         self.branches = branches
         self.options = options or DenoiserOptions()
-        self.controls = list(controls)
         self.on_window = on_window
         self.condition_frames = sorted(condition_frames)
         if len(set(self.condition_frames)) != len(condition_frames):
@@ -111,7 +90,7 @@ class ClipDenoiser:
         self.generated = [i for i in range(num_frames) if i not in set(self.condition_frames)]
         if not self.generated:
             raise MuseVError(f"all {num_frames} frames of the clip are condition frames: nothing is left to generate")
-        for control in self.controls:
+        for control in controls:
             if control.hints.shape[0] != num_frames:
                 raise MuseVError(
                     f"a ControlNet needs one hint per frame of the clip, condition frames included: expected "
@@ -119,7 +98,10 @@ class ClipDenoiser:
                 )
         rows = clip.rows // branches
         split = self.options.split_guidance and branches > 1
-        self._calls = [clip.take(range(i * rows, (i + 1) * rows)) for i in range(branches)] if split else [clip]
+        clips = [clip.take(range(i * rows, (i + 1) * rows)) for i in range(branches)] if split else [clip]
+        self._calls = [(clip, ClipControls(controls, clip)) for clip in clips]
+        # with all branches in one call, what comes before the prompt is computed once for all of them
+        self._shared = branches if not split and _branches_start_alike(clip, branches) else 1
         self._shifting = self.options.windows.shift > 0
         self._plan: list[_Window] | None = None
 
@@ -133,13 +115,13 @@ class ClipDenoiser:
         b, _, _, h, w = latents.shape
         total = latents.new_zeros(self.branches * b, self.unet.config.out_channels, len(self.generated), h, w)
         coverage = [0.0] * len(self.generated)
-        active = [c for c in self.controls if c.active(step, num_steps)]
+        for _, controls in self._calls:
+            controls.start_step(step, num_steps, [window.frames for window in plan])
         done = 0
         for group in self._batches(plan):
             if self.on_window is not None:
                 self.on_window(done, len(plan))
-            sample = torch.stack([gather_frames(latents, window.frames) for window in group], dim=1)
-            predictions = self._evaluate(sample, timestep, group, active)
+            predictions = self._evaluate(latents, timestep, group, done + len(group))
             for j, window in enumerate(group):
                 weights = fusion_weights(len(window.generated), self.options.windows).tolist()
                 _accumulate(total, coverage, predictions[:, j], window, weights)
@@ -180,25 +162,36 @@ class ClipDenoiser:
             group.append(window)
         yield group
 
-    def _evaluate(self, sample: Tensor, timestep: Tensor, group: list[_Window], controls: list[Control]) -> Tensor:
-        """`sample (b, windows, c, t, h, w)` to predictions `(branches * b, windows, c, t, h, w)`."""
+    def _evaluate(self, latents: Tensor, timestep: Tensor, group: list[_Window], done: int) -> Tensor:
+        """Predictions `(branches * b, windows, c, t, h, w)` for a group of windows, `done` with it in this step."""
         dtype = next(self.unet.parameters()).dtype
         frames = [window.frames for window in group]
+        sample = torch.stack([gather_frames(latents, window) for window in frames], dim=1)  # (b, windows, c, t, h, w)
         outputs = []
-        for clip in self._calls:
+        for clip, controls in self._calls:
             # row outermost, its windows side by side
-            batch = sample.repeat(clip.rows // sample.shape[0], 1, 1, 1, 1, 1).flatten(0, 1).to(dtype)
+            repeats = clip.rows // sample.shape[0] // self._shared
+            batch = sample if repeats == 1 else sample.repeat(repeats, 1, 1, 1, 1, 1)
             out = self.unet(
-                batch,
+                batch.flatten(0, 1).to(dtype),
                 timestep,
                 clip.at_frames(frames),
                 condition_frames=group[0].condition_positions,
                 motion_speed=self.options.motion_speed,
-                control=control_residuals(controls, batch, timestep, clip, frames),
+                control=controls.residuals(latents, timestep, frames, done),
                 skip_temporal=self.options.skip_temporal,
+                branches=self._shared,
             )
             outputs.append(out.unflatten(0, (clip.rows, len(group))).to(sample.dtype))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _branches_start_alike(clip: ClipConditions, branches: int) -> bool:
+    """Whether the first reference feature, the only one before the prompt, is the same in all branches."""
+    if branches == 1 or clip.reference is None:
+        return True
+    first, *others = clip.reference.down[0].chunk(branches)
+    return all(torch.equal(first, other) for other in others)
 
 
 def _accumulate(
@@ -220,33 +213,3 @@ def gather_frames(x: Tensor, frames: Sequence[int]) -> Tensor:
             runs.append([frame])
     parts = [x[:, :, run[0] : run[-1] + 1] for run in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-
-def control_residuals(
-    controls: Sequence[Control], sample: Tensor, timestep: Tensor, clip: ClipConditions, frames: list[list[int]]
-) -> ControlResiduals | None:
-    """The sum of the ControlNets' residuals for `sample (rows * windows, c, t, h, w)`.
-
-    They see exactly what the network sees: condition frames clean, the others scaled, one time step for all, and the
-    text of the sample's row for each of its frames.
-    """
-    if not controls:
-        return None
-    t = sample.shape[2]
-    flat = sample.transpose(1, 2).flatten(0, 1)  # (rows windows t, c, h, w)
-    text = clip.text if clip.text.ndim == 3 else clip.at_frames(frames).text.flatten(0, 1)
-    text = text.repeat_interleave(flat.shape[0] // text.shape[0], 0)
-    total: ControlResiduals | None = None
-    for control in controls:
-        dtype = next(control.net.parameters()).dtype
-        hints = torch.cat([control.hints[window] for window in frames]).to(flat.device, dtype)  # (windows t, 3, H, W)
-        hints = hints.repeat(flat.shape[0] // (len(frames) * t), 1, 1, 1)
-        down, mid = control.net(
-            flat.to(dtype), timestep, text.to(dtype), hints, conditioning_scale=control.scale, return_dict=False
-        )
-        down, mid = tuple(x.to(sample.dtype) for x in down), mid.to(sample.dtype)
-        if total is None or total.mid is None:
-            total = ControlResiduals(down, mid)
-        else:
-            total = ControlResiduals(tuple(a + b for a, b in zip(total.down, down, strict=True)), total.mid + mid)
-    return total

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..config import UNetConfig
 from .conditions import ClipConditions
-from .layers import Layers, norm_per_frame, per_frame
+from .embeddings import FrameEmbedding
+from .layers import Layers, norm_per_frame, per_frame, to_batch
 from .reference_fusion import ReferenceFusion, reference_indices
 from .temporal import TemporalConv, TemporalTransformer
 from .transformer import SpatialTransformer
@@ -23,14 +24,16 @@ from .transformer import SpatialTransformer
 class CallState:
     """What the blocks of one call share.
 
-    `time_embedding (1 or b, 1 or t, dim)` after its SiLU; `frame_embedding (1 or b, t, dim)`, None switches the
-    temporal layers off; `condition_frames` are positions in the window.
+    `time_embedding (1 or b, 1 or t, dim)` is after its SiLU; `frames` None switches the temporal layers off;
+    `condition_frames` are positions in the window; `batch` is that of the output: up to the first layer which looks at
+    the prompt, the guidance branches may share rows.
     """
 
     clip: ClipConditions
     time_embedding: Tensor
-    frame_embedding: Tensor | None
+    frames: FrameEmbedding | None
     condition_frames: tuple[int, ...]
+    batch: int
 
 
 class ResNet(nn.Module):
@@ -104,14 +107,14 @@ class _Layered(nn.Module):
                 temporal_transformer(layers.at("temp_attentions", j), channels, config) for j in range(n)
             )
 
-    def _layer(self, j: int, x: Tensor, state: CallState) -> Tensor:
-        x = self.resnets[j](x, state.time_embedding)
-        if self.has_temporal and state.frame_embedding is not None:
-            x = self.temp_convs[j](x)
+    def _after_resnet(self, j: int, x: Tensor, state: CallState) -> Tensor:
+        # the resnet is called by the blocks themselves: its wide input would live on in this call's arguments
+        if self.has_temporal and state.frames is not None:
+            x = self.temp_convs[j](x, state.clip)
         if self.has_attention:
-            x = self.attentions[j](x, state.clip, state.condition_frames)
-            if self.has_temporal and state.frame_embedding is not None:
-                x = self.temp_attentions[j](x, state.frame_embedding)
+            x = self.attentions[j](x, state.clip, state.condition_frames, batch=state.batch)
+            if self.has_temporal and state.frames is not None:
+                x = self.temp_attentions[j](x, state.frames, state.clip)
         return x
 
 
@@ -153,7 +156,8 @@ class DownBlock(_Layered):
         """The output and the residuals for the up path."""
         residuals = []
         for j in range(len(self.resnets)):
-            x = self._fuse(j, self._layer(j, x, state), state)
+            x = self.resnets[j](x, state.time_embedding)
+            x = self._fuse(j, self._after_resnet(j, x, state), state)
             residuals.append(x)
         if self.downsamplers is not None:
             x = self._fuse(len(self.resnets), self.downsamplers[0](x), state)
@@ -163,7 +167,9 @@ class DownBlock(_Layered):
     def _fuse(self, j: int, x: Tensor, state: CallState) -> Tensor:
         if self.refer_emb_attns is None or state.clip.reference is None:
             return x
-        return self.refer_emb_attns[j](x, state.clip.reference.down[self.references[j]], state.clip)
+        return self.refer_emb_attns[j](
+            to_batch(x, state.batch), state.clip.reference.down[self.references[j]], state.clip
+        )
 
 
 class MidBlock(_Layered):
@@ -177,10 +183,10 @@ class MidBlock(_Layered):
 
     def forward(self, x: Tensor, state: CallState) -> Tensor:
         """`(b, t, h, w, c)`."""
-        x = self._layer(0, x, state)
+        x = self._after_resnet(0, self.resnets[0](x, state.time_embedding), state)
         x = self.resnets[1](x, state.time_embedding)
-        if self.has_temporal and state.frame_embedding is not None:
-            x = self.temp_convs[1](x)
+        if self.has_temporal and state.frames is not None:
+            x = self.temp_convs[1](x, state.clip)
         return x
 
 
@@ -195,11 +201,17 @@ class UpBlock(_Layered):
         last = index == levels - 1
         self.upsamplers = None if last else nn.ModuleList([Upsample(layers.at("upsamplers", 0), n_out)])
 
-    def forward(self, x: Tensor, residuals: list[Tensor], state: CallState) -> Tensor:
-        """Takes its residuals from the end of the list."""
+    def forward(self, stack: list[Tensor], state: CallState) -> None:
+        """Takes the present activation and then its residuals from the top of the stack, and leaves its output there.
+
+        Handed over like this, no caller keeps a wide activation alive that is not needed any more.
+        """
+        x = stack.pop()
         for j in range(len(self.resnets)):
-            x = self._layer(j, torch.cat([x, residuals.pop()], dim=-1), state)
+            x = torch.cat([x, stack.pop()], dim=-1)
+            x = self.resnets[j](x, state.time_embedding)
+            x = self._after_resnet(j, x, state)
         if self.upsamplers is not None:
-            size = (residuals[-1].shape[2], residuals[-1].shape[3])
+            size = (stack[-1].shape[2], stack[-1].shape[3])
             x = self.upsamplers[0](x, size)
-        return x
+        stack.append(x)

@@ -153,6 +153,20 @@ def norm_per_clip(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return per_clip(norm, x)
 
 
+def scaled_residual(x: Tensor, h: Tensor, weight: Tensor) -> Tensor:
+    """`x + weight * h` in one pass."""
+    return torch.addcmul(x, h, weight)
+
+
+def to_batch(x: Tensor, batch: int) -> Tensor:
+    """Rows which all guidance branches share, as rows of each branch; a view for a single row."""
+    if x.shape[0] == batch:
+        return x
+    if x.shape[0] == 1:
+        return x.expand(batch, *x.shape[1:])
+    return x.repeat(batch // x.shape[0], *[1] * (x.ndim - 1))
+
+
 def per_clip(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Calls a layer that expects `(b, c, t, h, w)` on `x (b, t, h, w, c)`."""
     return layer(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).contiguous()

@@ -40,8 +40,8 @@ class ReferenceNet(nn.Module):
             context: `(rows, tokens, dim)`: image prompt tokens if there are any, otherwise the text.
         """
         x = latents.permute(0, 2, 3, 4, 1)  # (rows, pictures, h, w, c)
-        emb = self.time_embedding(x.new_zeros(1, 1, dtype=x.dtype), x.dtype)
-        state = CallState(ClipConditions(text=context), F.silu(emb), None, ())
+        emb = self.time_embedding(x.new_zeros(1, 1), x.dtype)
+        state = CallState(ClipConditions(text=context), F.silu(emb), None, (), x.shape[0])
         x = per_frame(self.conv_in, x)
         residuals = [x]
         for block in self.down_blocks:

@@ -4,7 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import AttentionFunction
-from .layers import Group, Layers, norm_per_clip, per_clip
+from .conditions import ClipConditions
+from .embeddings import FrameEmbedding
+from .layers import Group, Layers, norm_per_clip, per_clip, scaled_residual
 from .transformer import FeedForward
 
 TEMPORAL_CONV_GROUPS = 32  # whatever the rest of the network uses
@@ -28,14 +30,15 @@ class TemporalConv(nn.Module):
             }
             setattr(self, stage, Group(**leaves))
         self.temporal_weight = layers.parameter("temporal_weight", 1)
+        self.name = layers.name
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, clip: ClipConditions) -> Tensor:
         """`(b, t, h, w, c)`."""
         h = x
         for stage, (norm, conv) in _STAGES.items():
             layer: Group = getattr(self, stage)
             h = per_clip(layer[conv], F.silu(norm_per_clip(layer[norm], h)))
-        return x + h * self.temporal_weight.abs().to(h.dtype)
+        return scaled_residual(x, h, clip.once((self.name, "weight"), lambda: self.temporal_weight.abs().to(h.dtype)))
 
 
 class TemporalSelfAttention(nn.Module):
@@ -94,11 +97,13 @@ class TemporalTransformer(nn.Module):
         )
         self.proj_out = layers.linear("proj_out", channels, channels)
         self.temporal_weight = layers.parameter("temporal_weight", 1)
+        self.name = layers.name
 
-    def forward(self, x: Tensor, frame_embedding: Tensor) -> Tensor:
-        """`x (b, t, h, w, c)`, `frame_embedding (1 or b, t, dim)`."""
+    def forward(self, x: Tensor, frames: FrameEmbedding, clip: ClipConditions) -> Tensor:
+        """`x (b, t, h, w, c)`."""
         h = self.proj_in(norm_per_clip(self.norm, x).flatten(2, 3))  # (b, t, h w, c)
-        h = h + self.frame_emb_proj(F.silu(frame_embedding))[:, :, None]
+        h = h + frames.projected(self.name, self.frame_emb_proj, clip)[:, :, None]
         for block in self.transformer_blocks:
             h = block(h)
-        return x + self.proj_out(h).view(x.shape) * self.temporal_weight.abs().to(x.dtype)
+        weight = clip.once((self.name, "weight"), lambda: self.temporal_weight.abs().to(x.dtype))
+        return scaled_residual(x, self.proj_out(h).view(x.shape), weight)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .attention import AttentionFunction, heads_first, heads_last
 from .conditions import ClipConditions
-from .layers import Group, Layers, norm_per_frame, per_frame
+from .layers import Group, Layers, norm_per_frame, per_frame, to_batch
 
 
 def take_frames(x: Tensor, frames: Sequence[int]) -> Tensor:
@@ -110,8 +110,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., c)`."""
-        value, gate = self.net["0"]["proj"](x).chunk(2, dim=-1)  # type: ignore[index]
-        return self.net["2"](value * F.gelu(gate))
+        value, gate = self.net["0"]["proj"](x).chunk(2, dim=-1)
+        gate = F.gelu(gate)
+        # the widest activation of the network: multiplied in place where no gradient needs both factors
+        return self.net["2"](value * gate if torch.is_grad_enabled() else gate.mul_(value))
 
 
 class TransformerBlock(nn.Module):
@@ -127,10 +129,15 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(layers.at("ff"), channels)
 
     def forward(
-        self, x: Tensor, clip: ClipConditions, condition_frames: Sequence[int], extra_tokens: Tensor | None
+        self,
+        x: Tensor,
+        clip: ClipConditions,
+        condition_frames: Sequence[int],
+        extra_tokens: Tensor | None,
+        batch: int,
     ) -> Tensor:
-        """`x (b, t, n, c)`."""
-        x = x + self.attn1(self.norm1(x), condition_frames, extra_tokens)
+        """`x (b, t, n, c)` to `(batch, t, n, c)`: the guidance branches part at the cross attention."""
+        x = to_batch(x + self.attn1(self.norm1(x), condition_frames, extra_tokens), batch)
         x = x + self.attn2(self.norm2(x), clip)
         return x + self.ff(self.norm3(x))
 
@@ -169,9 +176,14 @@ class SpatialTransformer(nn.Module):
         clip: ClipConditions,
         condition_frames: Sequence[int] = (),
         extra_tokens: Tensor | None = None,
+        batch: int | None = None,
     ) -> Tensor:
-        """`x (b, t, h, w, c)`; `extra_tokens (b, m, c)`: further keys of the self attention."""
+        """`x (b, t, h, w, c)`, or fewer rows than `batch` if the guidance branches are still one.
+
+        `extra_tokens (b, m, c)` are further keys of the self attention.
+        """
+        batch = batch or x.shape[0]
         h = per_frame(self.proj_in, norm_per_frame(self.norm, x)).flatten(2, 3)  # (b, t, h w, c)
         for block in self.transformer_blocks:
-            h = block(h, clip, condition_frames, extra_tokens)
-        return x + per_frame(self.proj_out, h.view(x.shape))
+            h = block(h, clip, condition_frames, extra_tokens, batch)
+        return to_batch(x, batch) + per_frame(self.proj_out, h.unflatten(2, x.shape[2:4]))

@@ -10,8 +10,8 @@ from ..config import UNetConfig
 from ..errors import MuseVError
 from .blocks import CallState, DownBlock, MidBlock, UpBlock
 from .conditions import ClipConditions, ControlResiduals
-from .embeddings import EmbeddingMLP
-from .layers import Layers, new_layers, norm_per_frame, per_frame
+from .embeddings import EmbeddingMLP, FrameEmbedding
+from .layers import Layers, new_layers, norm_per_frame, per_frame, to_batch
 from .reference_fusion import ReferenceFusion
 from .temporal import TEMPORAL_CONV_GROUPS, TemporalTransformer
 
@@ -78,11 +78,12 @@ class MuseVUNet(nn.Module):
         frame_index: Tensor | None = None,
         control: ControlResiduals | None = None,
         skip_temporal: bool = False,
+        branches: int = 1,
     ) -> Tensor:
         """One prediction for `sample (b, 4, t, h, w)`, of the same shape.
 
         Args:
-            sample: noisy frames, scaled for the model, among clean condition frames; b = rows * windows.
+            sample: noisy frames, scaled for the model, among clean condition frames; b = rows * windows / branches.
             timestep: one number, or `(b,)`.
             clip: prompts and pictures, see `ClipConditions`.
             condition_frames: positions of the clean frames in the window.
@@ -91,6 +92,9 @@ class MuseVUNet(nn.Module):
             frame_index: `(t,)` or `(b, t)`, instead of 0, 1, 2, ... times the motion speed.
             control: additions to the skip connections and the mid block.
             skip_temporal: treat every frame as a picture of its own.
+            branches: guidance branches which have the same sample: it is given once, everything before the first layer
+                that looks at the prompt is computed once, and the output has `branches * b` rows. The first reference
+                feature must not depend on the branch, as is true for ReferenceNet.
 
         Raises:
             MuseVError: rows, frames or numbers of features which do not belong together.
@@ -98,49 +102,55 @@ class MuseVUNet(nn.Module):
         config = self.config
         b, _, t, _, _ = sample.shape
         condition_frames = tuple(condition_frames)
-        self._check(sample, clip, condition_frames, control)
+        batch = b * branches
+        self._check(batch, t, clip, condition_frames, control)
         condition_frames = condition_frames if t > 1 else ()  # a picture alone is no condition (musev.md 8.6)
         x = sample.permute(0, 2, 3, 4, 1)  # (b, t, h, w, c)
         frames = None
         if config.temporal and not skip_temporal:
             frames = self._frame_embedding(clip, t, motion_speed, frame_index, x)
-        state = CallState(clip, self._time_embedding(timestep, t, condition_frames, x), frames, condition_frames)
+        emb = self._time_embedding(timestep, t, condition_frames, x)
+        state = CallState(clip, emb, frames, condition_frames, batch)
 
         x = per_frame(self.conv_in, x)
         if config.input_temporal_transformer and frames is not None:
-            x = self.transformer_in(x, frames)
+            x = self.transformer_in(x, frames, clip)
         if config.reference_fusion and clip.reference is not None:
-            x = self.first_refer_emb_attns(x, clip.reference.down[0], clip)
-        residuals = [x]
+            rows = clip.reference.down[0].shape[0] // branches
+            x = self.first_refer_emb_attns(x, clip.reference.down[0][:rows], clip)
+        residuals = [to_batch(x, batch)]
         for block in self.down_blocks:
             x, new = block(x, state)
-            residuals += new
+            residuals += [to_batch(skip, batch) for skip in new]
         if control is not None:
             residuals = [
-                x + extra.permute(0, 2, 3, 1).unflatten(0, (b, t))
+                x + extra.permute(0, 2, 3, 1).unflatten(0, (batch, t))
                 for x, extra in zip(residuals, control.down, strict=True)
             ]
 
-        x = self.mid_block(x, state)
+        x = self.mid_block(to_batch(x, batch), state)
         if config.reference_fusion and clip.reference is not None:
             x = self.mid_block_refer_emb_attns(x, clip.reference.mid, clip)
         if control is not None and control.mid is not None:
-            x = x + control.mid.permute(0, 2, 3, 1).unflatten(0, (b, t))
+            x = x + control.mid.permute(0, 2, 3, 1).unflatten(0, (batch, t))
 
+        stack = [*residuals, x]
+        del residuals, x
         for block in self.up_blocks:
-            x = block(x, residuals, state)
+            block(stack, state)
+        x = stack.pop()
         x = per_frame(self.conv_out, F.silu(norm_per_frame(self.conv_norm_out, x)))
         return x.permute(0, 4, 1, 2, 3)  # (b, c, t, h, w)
 
     def _check(
         self,
-        sample: Tensor,
+        b: int,
+        t: int,
         clip: ClipConditions,
         condition_frames: tuple[int, ...],
         control: ControlResiduals | None,
     ) -> None:
         """Refuses inputs which do not belong together: reshaping would mix rows up without a word."""
-        b, _, t, _, _ = sample.shape
         if clip.text.ndim == 4 and tuple(clip.text.shape[:2]) != (b, t):
             raise MuseVError(
                 f"text per frame must have the shape ({b}, {t}, tokens, dim) for this sample, "
@@ -180,8 +190,7 @@ class MuseVUNet(nn.Module):
 
     def _frame_embedding(
         self, clip: ClipConditions, t: int, motion_speed: float, frame_index: Tensor | None, x: Tensor
-    ) -> Tensor:
-        """`(1 or b, t, dim)`."""
+    ) -> FrameEmbedding:
         speed = motion_speed if self.config.motion_speed else 1.0
 
         def embed(index: Tensor) -> Tensor:
@@ -189,6 +198,8 @@ class MuseVUNet(nn.Module):
             return F.silu(emb) if self.config.silu_on_frame_embedding else emb
 
         if frame_index is not None:
-            return embed(frame_index.reshape(-1, t))
+            return FrameEmbedding(embed(frame_index.reshape(-1, t)), None)
         # the product is truncated, as in training
-        return clip.once(("frames", t, speed), lambda: embed((torch.arange(t, device=x.device) * speed).long()[None]))
+        key = (t, speed)
+        value = clip.once(("frames", key), lambda: embed((torch.arange(t, device=x.device) * speed).long()[None]))
+        return FrameEmbedding(value, key)

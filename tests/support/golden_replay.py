@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musev_core.denoise.denoiser import Control, DenoiserOptions, control_residuals
+from musev_core.denoise.control import ClipControls, Control
+from musev_core.denoise.denoiser import DenoiserOptions
 from musev_core.denoise.guidance import guidance_schedule
 from musev_core.denoise.noise import NoiseOptions, image_based_noise, noise_source, video_noise
 from musev_core.denoise.schedulers import VideoScheduler
@@ -19,6 +20,7 @@ from musev_core.denoise.windows import WindowOptions, context_windows
 from musev_core.encoders import FacePromptEncoder, ImagePromptEncoder, decode_latents, encode_latents
 from musev_core.images import clip_pixel_values, fit_images, fit_video, match_histograms, to_vae_input
 from musev_core.models.conditions import ClipConditions, ControlResiduals, ReferenceFeatures
+from musev_core.models.embeddings import FrameEmbedding
 from musev_core.models.ip_adapter import image_projection
 from musev_core.models.layers import Layers, new_layers
 from musev_core.models.reference_fusion import ReferenceFusion
@@ -104,11 +106,13 @@ def module(goldens: GoldenSet, case: dict) -> Results:
         return {"output": net(inputs["x"])}
     x = unflatten(inputs["x"], case["num_frames"])
     if kind == "temporal_conv":
-        return {"output": flatten(fill(TemporalConv(layers, config["channels"]), prefix, seed)(x))}
+        clip = ClipConditions(text=torch.zeros(x.shape[0], 1, 1))
+        return {"output": flatten(fill(TemporalConv(layers, config["channels"]), prefix, seed)(x, clip))}
     channels, heads = config["channels"], config["num_heads"]
     if kind == "temporal_transformer":
         net = TemporalTransformer(layers, channels, heads, config["norm_groups"], config["frame_embedding_dim"])
-        return {"output": flatten(fill(net, prefix, seed)(x, inputs["frame_embedding"]))}
+        clip = ClipConditions(text=torch.zeros(x.shape[0], 1, 1))
+        return {"output": flatten(fill(net, prefix, seed)(x, FrameEmbedding(inputs["frame_embedding"], None), clip))}
     if kind == "refer_fuse":
         net = fill(ReferenceFusion(layers, channels, heads), prefix, seed)
         clip = ClipConditions(text=torch.zeros(x.shape[0], 1, 1))
@@ -262,10 +266,10 @@ def controlnet(goldens: GoldenSet, case: dict) -> Results:
     parts = []
     for i in range(b):
         control.hints = inputs["control_image"][i * t : (i + 1) * t]
-        clip = ClipConditions(text=inputs["context"][i : i + 1])
-        parts.append(
-            control_residuals([control], sample[i : i + 1], torch.tensor(case["timestep"]), clip, [list(range(t))])
-        )
+        controls = ClipControls([control], ClipConditions(text=inputs["context"][i : i + 1]))
+        frames = [list(range(t))]
+        controls.start_step(0, 1, frames)
+        parts.append(controls.residuals(sample[i : i + 1], torch.tensor(case["timestep"]), frames, 1))
     results = {f"down_{i:02}": torch.cat(x) for i, x in enumerate(zip(*(p.down for p in parts), strict=True))}
     return results | {"mid": torch.cat([p.mid for p in parts])}
 
@@ -418,6 +422,7 @@ def pipeline(goldens: GoldenSet, case: dict) -> Results:
         if "unet_input_0" in results:
             return
         sample, timestep, clip = args
+        sample = sample.repeat(kwargs["branches"], 1, 1, 1, 1)  # the guidance branches share it
         results.update(unet_input_0=sample, unet_timestep_0=timestep.double(), unet_output_0=output)
         results.update(text_context=clip.text, image_prompt_tokens=clip.image_tokens, face_tokens=clip.face_tokens)
 
