@@ -310,6 +310,11 @@ class MuseVPipeline:
         self.vae.to(device=device)
         return self
 
+    def compile(self, **options: Any) -> "MuseVPipeline":
+        """Compiles the UNet with torch.compile at its first call for each shape; the other networks run as they are."""
+        self.unet.compile(**({"fullgraph": True} | options))
+        return self
+
     def _prompt_networks(self) -> Iterator[Any]:
         if self.image_prompt is not None:
             yield self.image_prompt.encoder

@@ -134,3 +134,18 @@ def test_at_frames_picks_the_prompts_of_every_window() -> None:
         assert small.distance(got[:, j], alone) <= small.SAME
     constant = predict(small.varied(clip, text=changing[:, 0]), x[:, 1])
     assert small.distance(got[:, 1], constant) > 1e-4
+
+
+def test_what_is_constant_can_be_computed_ahead_and_its_memory_is_told():
+    net, clip = small.unet(), small.full_clip()
+    with torch.no_grad():
+        net.prepare(clip, 4, motion_speed=8.0)
+        held = clip.nbytes()
+        keys = set(clip._cache)
+        net(small.sample(), 500.0, clip, condition_frames=(0,), motion_speed=8.0)
+    assert set(clip._cache) == keys and clip.nbytes() == held > 0
+    with torch.no_grad():
+        fresh = small.full_clip()
+        assert fresh.nbytes() == 0
+        prepared, plain = (net(small.sample(), 500.0, c, condition_frames=(0,)) for c in (clip, fresh))
+    assert torch.equal(prepared, plain)

@@ -102,6 +102,7 @@ class ClipDenoiser:
         self._calls = [(clip, ClipControls(controls, clip)) for clip in clips]
         # with all branches in one call, what comes before the prompt is computed once for all of them
         self._shared = branches if not split and _branches_start_alike(clip, branches) else 1
+        self._prepared: set[int] = set()
         self._shifting = self.options.windows.shift > 0
         self._plan: list[_Window] | None = None
 
@@ -131,6 +132,13 @@ class ClipDenoiser:
         if any(x != 1.0 for x in coverage):
             total = total / total.new_tensor(coverage)[:, None, None]
         return total
+
+    def _prepare(self, num_frames: int) -> None:
+        """Constants for windows of a length not seen before in this clip."""
+        if num_frames not in self._prepared and not torch.is_grad_enabled():
+            self._prepared.add(num_frames)
+            for clip, _ in self._calls:
+                self.unet.prepare(clip, num_frames, motion_speed=self.options.motion_speed, branches=self._shared)
 
     def _windows(self, step: int) -> list[_Window]:
         if self._plan is None or self._shifting:
@@ -168,6 +176,7 @@ class ClipDenoiser:
         frames = [window.frames for window in group]
         sample = torch.stack([gather_frames(latents, window) for window in frames], dim=1)  # (b, windows, c, t, h, w)
         outputs = []
+        self._prepare(len(frames[0]))
         for clip, controls in self._calls:
             # row outermost, its windows side by side
             repeats = clip.rows // sample.shape[0] // self._shared

@@ -1,7 +1,8 @@
 """The one place where attention is computed, with a choice of backends. A host may hand in its own function."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,8 @@ def use_attention(net: nn.Module, backend: str | AttentionFunction) -> None:
         if backend not in _BACKENDS:
             raise MuseVError(f"unknown attention backend {backend!r}, expected one of {', '.join(_BACKENDS)}")
         backend = _BACKENDS[backend]()
-    for module in net.modules():
+    modules: Iterable[Any] = net.modules()
+    for module in modules:
         if hasattr(module, "attention"):
             module.attention = backend
 

@@ -60,6 +60,21 @@ class ClipConditions:
             self._cache[key] = make()
         return self._cache[key]  # type: ignore[return-value]
 
+    def nbytes(self) -> int:
+        """Memory of what was computed once for this clip, in bytes; shared storages count once."""
+        storages: dict[int, int] = {}
+
+        def visit(x: object) -> None:
+            if isinstance(x, Tensor):
+                storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            elif isinstance(x, tuple | list):
+                for y in x:
+                    visit(y)
+
+        for value in self._cache.values():
+            visit(value)
+        return sum(storages.values())
+
     def take(self, rows: Sequence[int]) -> "ClipConditions":
         """The same conditions for some of the rows, with a cache of their own."""
         index = list(rows)

@@ -25,8 +25,7 @@ class ReferenceFusion(nn.Module):
         """`x (b, t, h, w, c)`; `reference (rows, pictures, h', w', c)`."""
         b, t, _, _, c = x.shape
         rows = reference.shape[0]
-        tokens = reference.reshape(rows, -1, c)
-        ref_k, ref_v = clip.once((self.name, "reference"), lambda: (self.to_k(tokens), self.to_v(tokens)))
+        ref_k, ref_v = self.constants(reference, clip)
         h = x.flatten(2, 3)  # (b, t, n, c)
         own_k, own_v = self.to_k(h), self.to_v(h)
 
@@ -37,6 +36,15 @@ class ReferenceFusion(nn.Module):
         q = heads_first(self.to_q(h).flatten(0, 1), self.heads)
         out = heads_last(self.attention(q, beside(ref_k, own_k), beside(ref_v, own_v)))
         return x + self.to_out["0"](out).view(x.shape)
+
+    def constants(self, reference: Tensor, clip: ClipConditions) -> tuple[Tensor, Tensor]:
+        """Keys and values `(rows, tokens, c)` of the reference."""
+
+        def project() -> tuple[Tensor, Tensor]:
+            tokens = reference.flatten(1, 3)
+            return self.to_k(tokens), self.to_v(tokens)
+
+        return clip.once((self.name, "reference", reference.shape[0]), project)
 
 
 def reference_indices(layers_per_block: int, block: int, final: bool) -> range:

@@ -1,5 +1,6 @@
 """MuseV's layers over time: convolution (musev.md 2.3) and transformer (musev.md 2.4)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,7 +39,11 @@ class TemporalConv(nn.Module):
         for stage, (norm, conv) in _STAGES.items():
             layer: Group = getattr(self, stage)
             h = per_clip(layer[conv], F.silu(norm_per_clip(layer[norm], h)))
-        return scaled_residual(x, h, clip.once((self.name, "weight"), lambda: self.temporal_weight.abs().to(h.dtype)))
+        return scaled_residual(x, h, self.constants(clip, h.dtype))
+
+    def constants(self, clip: ClipConditions, dtype: torch.dtype) -> Tensor:
+        """`|w|`."""
+        return clip.once((self.name, "weight"), lambda: self.temporal_weight.abs().to(dtype))
 
 
 class TemporalSelfAttention(nn.Module):
@@ -102,8 +107,13 @@ class TemporalTransformer(nn.Module):
     def forward(self, x: Tensor, frames: FrameEmbedding, clip: ClipConditions) -> Tensor:
         """`x (b, t, h, w, c)`."""
         h = self.proj_in(norm_per_clip(self.norm, x).flatten(2, 3))  # (b, t, h w, c)
-        h = h + frames.projected(self.name, self.frame_emb_proj, clip)[:, :, None]
+        embedding, weight = self.constants(frames, clip, x.dtype)
+        h = h + embedding[:, :, None]
         for block in self.transformer_blocks:
             h = block(h)
-        weight = clip.once((self.name, "weight"), lambda: self.temporal_weight.abs().to(x.dtype))
         return scaled_residual(x, self.proj_out(h).view(x.shape), weight)
+
+    def constants(self, frames: FrameEmbedding, clip: ClipConditions, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The projected frame embedding `(1 or b, t, c)`, and `|w|`."""
+        weight = clip.once((self.name, "weight"), lambda: self.temporal_weight.abs().to(dtype))
+        return frames.projected(self.name, self.frame_emb_proj, clip), weight

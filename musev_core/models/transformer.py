@@ -1,6 +1,7 @@
 """Spatial transformer of Stable Diffusion with MuseV's additions (musev.md 2.6)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,25 +79,31 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, clip: ClipConditions) -> Tensor:
         """`x (b, t, n, c)`, where b is the clip's rows times windows."""
         q = self.to_q(x)
-        out = self._attend(q, "text", clip.text, self.to_k, self.to_v, clip)
-        if self.image_prompt and clip.image_tokens is not None and clip.image_scale > 0:
-            term = self._attend(q, "image", clip.image_tokens, self.to_k_ip, self.to_v_ip, clip)
-            out = torch.add(out, term, alpha=clip.image_scale)
-        if self.face_prompt and clip.face_tokens is not None and clip.face_scale > 0:
-            to_k, to_v = self.ip_adapter_face_to_k_ip, self.ip_adapter_face_to_v_ip
-            term = self._attend(q, "face", clip.face_tokens, to_k, to_v, clip)
-            out = torch.add(out, term, alpha=clip.face_scale)
+        out: Tensor | None = None
+        for key, value, scale in self.constants(clip):
+            # all queries of a row share its keys, whatever frame or window they come from
+            rows = heads_first(q.reshape(key.shape[0], -1, q.shape[-1]), self.heads)
+            term = heads_last(self.attention(rows, key, value)).view(q.shape)
+            out = term if out is None else torch.add(out, term, alpha=scale)
         return self.to_out["0"](out)
 
-    def _attend(self, q: Tensor, what: str, tokens: Tensor, to_k, to_v, clip: ClipConditions) -> Tensor:
-        tokens = tokens.flatten(0, -3)  # a prompt per frame becomes rows of its own
-        key, value = clip.once(
-            (self.name, what),
-            lambda: tuple(heads_first(y, self.heads) for y in (to_k(tokens), to_v(tokens))),
-        )
-        # all queries of a row share its keys, whatever frame or window they come from
-        rows = q.reshape(tokens.shape[0], -1, q.shape[-1])
-        return heads_last(self.attention(heads_first(rows, self.heads), key, value)).view(q.shape)
+    def constants(self, clip: ClipConditions) -> list[tuple[Tensor, Tensor, float]]:
+        """Keys, values `(rows, heads, tokens, d)` and scale of every kind of tokens, text first."""
+        branches: list[tuple[str, Tensor, Any, Any, float]] = [("text", clip.text, self.to_k, self.to_v, 1.0)]
+        if self.image_prompt and clip.image_tokens is not None and clip.image_scale > 0:
+            branches.append(("image", clip.image_tokens, self.to_k_ip, self.to_v_ip, clip.image_scale))
+        if self.face_prompt and clip.face_tokens is not None and clip.face_scale > 0:
+            to_k, to_v = self.ip_adapter_face_to_k_ip, self.ip_adapter_face_to_v_ip
+            branches.append(("face", clip.face_tokens, to_k, to_v, clip.face_scale))
+        found = []
+        for what, tokens, to_k, to_v, scale in branches:
+            rows = tokens.flatten(0, -3)  # a prompt per frame becomes rows of its own
+
+            def project(rows: Tensor = rows, to_k: Any = to_k, to_v: Any = to_v) -> tuple[Tensor, Tensor]:
+                return heads_first(to_k(rows), self.heads), heads_first(to_v(rows), self.heads)
+
+            found.append((*clip.once((self.name, what), project), scale))
+        return found
 
 
 class FeedForward(nn.Module):

@@ -1,6 +1,7 @@
 """MuseV's UNet (musev.md 2)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,8 @@ from .conditions import ClipConditions, ControlResiduals
 from .embeddings import EmbeddingMLP, FrameEmbedding
 from .layers import Layers, new_layers, norm_per_frame, per_frame, to_batch
 from .reference_fusion import ReferenceFusion
-from .temporal import TEMPORAL_CONV_GROUPS, TemporalTransformer
+from .temporal import TEMPORAL_CONV_GROUPS, TemporalConv, TemporalTransformer
+from .transformer import CrossAttention
 
 
 class MuseVUNet(nn.Module):
@@ -141,6 +143,33 @@ class MuseVUNet(nn.Module):
         x = stack.pop()
         x = per_frame(self.conv_out, F.silu(norm_per_frame(self.conv_norm_out, x)))
         return x.permute(0, 4, 1, 2, 3)  # (b, c, t, h, w)
+
+    @torch.no_grad()
+    def prepare(self, clip: ClipConditions, num_frames: int, *, motion_speed: float = 8.0, branches: int = 1) -> None:
+        """Computes ahead what is constant over the clip for windows of `num_frames` frames.
+
+        Calls do this by themselves where it is missing; a compiled network is compiled for the case that nothing is.
+        """
+        weight = next(self.parameters())
+        frames = None
+        if self.config.temporal:
+            like = torch.empty((), device=weight.device, dtype=weight.dtype)
+            frames = self._frame_embedding(clip, num_frames, motion_speed, None, like)
+        for module in self.modules():
+            if isinstance(module, CrossAttention) and clip.text.ndim == 3:
+                module.constants(clip)
+            elif isinstance(module, TemporalConv):
+                module.constants(clip, weight.dtype)
+            elif isinstance(module, TemporalTransformer) and frames is not None:
+                module.constants(frames, clip, weight.dtype)
+        if self.config.reference_fusion and clip.reference is not None:
+            first = clip.reference.down[0]
+            self.first_refer_emb_attns.constants(first[: first.shape[0] // branches], clip)
+            blocks: Any = self.down_blocks
+            for block in blocks:
+                for fusion, index in zip(block.refer_emb_attns, block.references, strict=True):
+                    fusion.constants(clip.reference.down[index], clip)
+            self.mid_block_refer_emb_attns.constants(clip.reference.mid, clip)
 
     def _check(
         self,
