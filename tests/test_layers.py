@@ -13,9 +13,11 @@ from support.golden_models import GOLDENS, PREFIX, unet_config
 from support.numbers import fill
 from torch import Tensor, nn
 
+from musev_core import kernels
 from musev_core.config import MUSEV, MUSEV_REFERENCENET, SD15, VARIANTS, UNetConfig
 from musev_core.models.attention import scaled_dot_product
-from musev_core.models.layers import Borrowed, Layers, hosted_layers, new_layers
+from musev_core.models.conditions import ClipConditions
+from musev_core.models.layers import Borrowed, Layers, hosted_layers, new_layers, norm_silu
 from musev_core.models.reference_fusion import ReferenceFusion
 from musev_core.models.reference_net import ReferenceNet
 from musev_core.models.temporal import TemporalSelfAttention
@@ -239,3 +241,34 @@ def test_the_reference_net_uses_the_function_of_the_host(monkeypatch: pytest.Mon
 def test_plain_attention_is_softmax_of_scaled_products() -> None:
     q, k, v = (small.numbers(name, 2, 3, n, 8) for name, n in (("q", 5), ("k", 7), ("v", 7)))
     assert small.distance(scaled_dot_product(q, k, v), spelled_out(q, k, v)) <= small.SAME
+
+
+@pytest.mark.parametrize("arch", ["musev", small.REFERENCED])
+def test_fused_operators_give_the_same_prediction(arch):
+    """The operators run their torch reference here; the kernels themselves are tested in test_kernels.py."""
+    clip = small.full_clip() if arch == small.REFERENCED else ClipConditions(small.text(2))
+    net, options = small.unet(arch), {"condition_frames": (0,)}
+    with torch.no_grad():
+        plain = net(small.sample(), 500.0, clip, **options)
+        with kernels.use("on"):
+            fused = net(small.sample(), 500.0, replace(clip), **options)
+    assert small.distance(fused, plain) <= 1e-12
+
+
+def test_a_hosts_norms_are_called_unless_it_gives_their_gains():
+    calls = []
+
+    def gains(norm):
+        calls.append(norm)
+        return norm.weight * 2, norm.bias
+
+    norm = torch.nn.GroupNorm(8, 32)
+    x = torch.randn(1, 2, 4, 4, 32)
+    with torch.no_grad(), kernels.use("on"):
+        called = norm_silu(Borrowed(norm), x)
+        given = norm_silu(Borrowed(norm, gains), x)
+        norm.weight.mul_(2)
+        expected = norm_silu(norm, x)
+    assert len(calls) == 1
+    torch.testing.assert_close(given, expected)
+    assert not torch.allclose(called, expected)

@@ -1,8 +1,7 @@
 """The one place where attention is computed, with a choice of backends. A host may hand in its own function."""
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -74,10 +73,9 @@ def use_attention(net: nn.Module, backend: str | AttentionFunction) -> None:
         if backend not in _BACKENDS:
             raise MuseVError(f"unknown attention backend {backend!r}, expected one of {', '.join(_BACKENDS)}")
         backend = _BACKENDS[backend]()
-    modules: Iterable[Any] = net.modules()
-    for module in modules:
+    for module in net.modules():
         if hasattr(module, "attention"):
-            module.attention = backend
+            module.attention = backend  # type: ignore[assignment]
 
 
 def heads_first(x: Tensor, heads: int) -> Tensor:

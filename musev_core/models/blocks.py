@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config import UNetConfig
 from .conditions import ClipConditions
 from .embeddings import FrameEmbedding
-from .layers import Layers, norm_per_frame, per_frame, to_batch
+from .layers import Layers, norm_silu, per_frame, to_batch
 from .reference_fusion import ReferenceFusion, reference_indices
 from .temporal import TemporalConv, TemporalTransformer
 from .transformer import SpatialTransformer
@@ -50,9 +50,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor, time_embedding: Tensor) -> Tensor:
         """`(b, t, h, w, c_in)` to `(b, t, h, w, c_out)`."""
-        h = per_frame(self.conv1, F.silu(norm_per_frame(self.norm1, x)))
-        h = h + self.time_emb_proj(time_embedding)[:, :, None, None]
-        h = per_frame(self.conv2, F.silu(norm_per_frame(self.norm2, h)))
+        h = per_frame(self.conv1, norm_silu(self.norm1, x))
+        h = per_frame(self.conv2, norm_silu(self.norm2, h, shift=self.time_emb_proj(time_embedding)))
         return h + (x if self.conv_shortcut is None else per_frame(self.conv_shortcut, x))
 
 

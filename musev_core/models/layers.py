@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import kernels
 from .attention import AttentionFunction, scaled_dot_product
 
 
@@ -26,13 +28,20 @@ class LayerFactory(Protocol):
         ...
 
 
+Gains = tuple[Tensor, Tensor]  # weight and bias of a norm, (channels,) each
+
+
 class Borrowed:
-    """A leaf that belongs to somebody else: callable, but invisible to `parameters()`, `state_dict()` and `to()`."""
+    """A leaf that belongs to somebody else: callable, but invisible to `parameters()`, `state_dict()` and `to()`.
 
-    __slots__ = ("layer",)
+    `gains` is the host's way to a norm's weight and bias, None where the layer may only be called.
+    """
 
-    def __init__(self, layer: nn.Module):
+    __slots__ = ("gains", "layer")
+
+    def __init__(self, layer: nn.Module, gains: Callable[[nn.Module], Gains | None] | None = None):
         self.layer = layer
+        self.gains = gains
 
     def __call__(self, x: Tensor) -> Tensor:
         """The layer's own result."""
@@ -66,12 +75,19 @@ def new_layers(operations: Any = nn, *, device: Any = None, dtype: torch.dtype |
     return make
 
 
-def hosted_layers(host: Mapping[str, nn.Module], otherwise: LayerFactory) -> LayerFactory:
-    """Lends the leaves in `host` (published name -> module object); all others come from `otherwise`."""
+def hosted_layers(
+    host: Mapping[str, nn.Module],
+    otherwise: LayerFactory,
+    gains: Callable[[nn.Module], Gains | None] | None = None,
+) -> LayerFactory:
+    """Lends the leaves in `host` (published name -> module object); all others come from `otherwise`.
+
+    `gains(norm)` gives weight and bias of a host's norm, cast and patched, or None; without it norms are only called.
+    """
 
     def make(name: str, kind: str, *shape: Any) -> Any:
         layer = host.get(name)
-        return otherwise(name, kind, *shape) if layer is None else Borrowed(layer)
+        return otherwise(name, kind, *shape) if layer is None else Borrowed(layer, gains)
 
     return make
 
@@ -104,7 +120,7 @@ class Layers:
         return self._leaf(name, "temporal_conv", n_in, n_out)
 
     def group_norm(self, name: str, groups: int, channels: int, *, eps: float) -> Any:
-        """Group norm: over (h, w) through `norm_per_frame`, over (t, h, w) through `norm_per_clip`."""
+        """Group norm: call it through `norm_silu`."""
         return self._leaf(name, "group_norm", groups, channels, eps)
 
     def layer_norm(self, name: str, channels: int) -> Any:
@@ -132,6 +148,39 @@ def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Calls a layer that expects `(n, c, h, w)` on every frame of `x (b, t, h, w, c)`."""
     y = layer(x.flatten(0, 1).permute(0, 3, 1, 2))
     return y.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
+
+
+def norm_gains(norm: Any) -> Gains | None:
+    """Weight and bias of a norm for a fused kernel, None if it may only be called."""
+    if isinstance(norm, Borrowed):
+        return None if norm.gains is None else norm.gains(norm.layer)
+    return norm.weight, norm.bias
+
+
+def norm_silu(
+    norm: Any, x: Tensor, *, over_time: bool = False, silu: bool = True, shift: Tensor | None = None
+) -> Tensor:
+    """Group norm of `x (b, t, h, w, c)` over (h, w), or with `over_time` over (t, h, w), then SiLU.
+
+    `shift (1 or b, 1 or t, c)` is added first.
+    """
+    if kernels.active(x) and (gains := norm_gains(norm)) is not None:
+        module: Any = norm.layer if isinstance(norm, Borrowed) else norm
+        groups, eps = module.num_groups, module.eps
+        return kernels.group_norm_silu(x, *gains, groups, eps, over_time=over_time, silu=silu, shift=shift)
+    if shift is not None:
+        x = x + shift[:, :, None, None]
+    x = norm_per_clip(norm, x) if over_time else norm_per_frame(norm, x)
+    return F.silu(x) if silu else x
+
+
+def add_and_norm(norm: Any, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """`x + h`, and its layer norm."""
+    if kernels.active(x) and (gains := norm_gains(norm)) is not None:
+        module: Any = norm.layer if isinstance(norm, Borrowed) else norm
+        return kernels.add_layer_norm(h, x, *gains, module.eps)
+    x = x + h
+    return x, norm(x)
 
 
 # torch's channels-last group norm on the CPU subtracts squares, which loses digits where a group holds few values

@@ -4,12 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import kernels
 from .attention import AttentionFunction
 from .conditions import ClipConditions
 from .embeddings import FrameEmbedding
-from .layers import Group, Layers, norm_per_clip, per_clip, scaled_residual
+from .layers import Group, Layers, add_and_norm, norm_silu, per_clip, scaled_residual
 from .transformer import FeedForward
 
+MAX_KERNEL_FRAMES = 32  # of the fused temporal attention
 TEMPORAL_CONV_GROUPS = 32  # whatever the rest of the network uses
 # where norm and convolution stand in the stages of the published files; a dropout sits at index 2 of the later ones
 _STAGES = {"conv1": ("0", "2"), "conv2": ("0", "3"), "conv3": ("0", "3"), "conv4": ("0", "3")}
@@ -38,7 +40,7 @@ class TemporalConv(nn.Module):
         h = x
         for stage, (norm, conv) in _STAGES.items():
             layer: Group = getattr(self, stage)
-            h = per_clip(layer[conv], F.silu(norm_per_clip(layer[norm], h)))
+            h = per_clip(layer[conv], norm_silu(layer[norm], h, over_time=True))
         return scaled_residual(x, h, self.constants(clip, h.dtype))
 
     def constants(self, clip: ClipConditions, dtype: torch.dtype) -> Tensor:
@@ -52,14 +54,17 @@ class TemporalSelfAttention(nn.Module):
     def __init__(self, layers: Layers, channels: int, heads: int):
         super().__init__()
         self.heads = heads
+        self.name = layers.name
         self.attention: AttentionFunction = layers.attention
         self.to_q = layers.linear("to_q", channels, channels, bias=False)
         self.to_k = layers.linear("to_k", channels, channels, bias=False)
         self.to_v = layers.linear("to_v", channels, channels, bias=False)
         self.to_out = Group(_0=layers.at("to_out").linear("0", channels, channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, clip: ClipConditions) -> Tensor:
         """`(b, t, n, c)`."""
+        if kernels.active(x) and x.shape[1] <= MAX_KERNEL_FRAMES and (weight := self.constants(clip)) is not None:
+            return self.to_out["0"](kernels.temporal_attention(F.linear(x, weight), self.heads))
         d = x.shape[-1] // self.heads
 
         def pixels_as_heads(y: Tensor) -> Tensor:  # (b, n heads, t, d), a view: nothing is copied to bring time inside
@@ -68,6 +73,13 @@ class TemporalSelfAttention(nn.Module):
         q, k, v = (pixels_as_heads(project(x)) for project in (self.to_q, self.to_k, self.to_v))
         out = self.attention(q, k, v).transpose(1, 2).reshape(x.shape)
         return self.to_out["0"](out)
+
+    def constants(self, clip: ClipConditions) -> Tensor | None:
+        """The three projections as one, `(3 c, c)`; None where they are not plain layers of our own."""
+        layers = (self.to_q, self.to_k, self.to_v)
+        if any(type(layer) is not nn.Linear for layer in layers):
+            return None
+        return clip.once((self.name, "projection"), lambda: torch.cat([layer.weight for layer in layers]))
 
 
 class TemporalTransformerBlock(nn.Module):
@@ -82,11 +94,11 @@ class TemporalTransformerBlock(nn.Module):
         self.norm3 = layers.layer_norm("norm3", channels)
         self.ff = FeedForward(layers.at("ff"), channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, clip: ClipConditions) -> Tensor:
         """`(b, t, n, c)`."""
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x))
-        return x + self.ff(self.norm3(x))
+        x, h = add_and_norm(self.norm2, x, self.attn1(self.norm1(x), clip))
+        x, h = add_and_norm(self.norm3, x, self.attn2(h, clip))
+        return x + self.ff(h)
 
 
 class TemporalTransformer(nn.Module):
@@ -106,11 +118,11 @@ class TemporalTransformer(nn.Module):
 
     def forward(self, x: Tensor, frames: FrameEmbedding, clip: ClipConditions) -> Tensor:
         """`x (b, t, h, w, c)`."""
-        h = self.proj_in(norm_per_clip(self.norm, x).flatten(2, 3))  # (b, t, h w, c)
+        h = self.proj_in(norm_silu(self.norm, x, over_time=True, silu=False).flatten(2, 3))  # (b, t, h w, c)
         embedding, weight = self.constants(frames, clip, x.dtype)
         h = h + embedding[:, :, None]
         for block in self.transformer_blocks:
-            h = block(h)
+            h = block(h, clip)
         return scaled_residual(x, self.proj_out(h).view(x.shape), weight)
 
     def constants(self, frames: FrameEmbedding, clip: ClipConditions, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

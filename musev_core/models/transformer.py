@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import kernels
 from .attention import AttentionFunction, heads_first, heads_last
 from .conditions import ClipConditions
-from .layers import Group, Layers, norm_per_frame, per_frame, to_batch
+from .layers import Group, Layers, add_and_norm, norm_silu, per_frame, to_batch
 
 
 def take_frames(x: Tensor, frames: Sequence[int]) -> Tensor:
@@ -76,9 +77,9 @@ class CrossAttention(nn.Module):
             self.ip_adapter_face_to_k_ip = layers.linear("ip_adapter_face_to_k_ip", context_dim, channels, bias=False)
             self.ip_adapter_face_to_v_ip = layers.linear("ip_adapter_face_to_v_ip", context_dim, channels, bias=False)
 
-    def forward(self, x: Tensor, clip: ClipConditions) -> Tensor:
-        """`x (b, t, n, c)`, where b is the clip's rows times windows."""
-        q = self.to_q(x)
+    def forward(self, x: Tensor, clip: ClipConditions, batch: int) -> Tensor:
+        """`x (b, t, n, c)` to `(batch, t, n, c)`, where batch is the clip's rows times windows."""
+        q = to_batch(self.to_q(x), batch)
         out: Tensor | None = None
         for key, value, scale in self.constants(clip):
             # all queries of a row share its keys, whatever frame or window they come from
@@ -117,7 +118,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., c)`."""
-        value, gate = self.net["0"]["proj"](x).chunk(2, dim=-1)
+        x = self.net["0"]["proj"](x)
+        if kernels.active(x):
+            return self.net["2"](kernels.geglu(x))
+        value, gate = x.chunk(2, dim=-1)
         gate = F.gelu(gate)
         # the widest activation of the network: multiplied in place where no gradient needs both factors
         return self.net["2"](value * gate if torch.is_grad_enabled() else gate.mul_(value))
@@ -144,9 +148,9 @@ class TransformerBlock(nn.Module):
         batch: int,
     ) -> Tensor:
         """`x (b, t, n, c)` to `(batch, t, n, c)`: the guidance branches part at the cross attention."""
-        x = to_batch(x + self.attn1(self.norm1(x), condition_frames, extra_tokens), batch)
-        x = x + self.attn2(self.norm2(x), clip)
-        return x + self.ff(self.norm3(x))
+        x, h = add_and_norm(self.norm2, x, self.attn1(self.norm1(x), condition_frames, extra_tokens))
+        x, h = add_and_norm(self.norm3, to_batch(x, batch), self.attn2(h, clip, batch))
+        return x + self.ff(h)
 
 
 class SpatialTransformer(nn.Module):
@@ -190,7 +194,7 @@ class SpatialTransformer(nn.Module):
         `extra_tokens (b, m, c)` are further keys of the self attention.
         """
         batch = batch or x.shape[0]
-        h = per_frame(self.proj_in, norm_per_frame(self.norm, x)).flatten(2, 3)  # (b, t, h w, c)
+        h = per_frame(self.proj_in, norm_silu(self.norm, x, silu=False)).flatten(2, 3)  # (b, t, h w, c)
         for block in self.transformer_blocks:
             h = block(h, clip, condition_frames, extra_tokens, batch)
         return to_batch(x, batch) + per_frame(self.proj_out, h.unflatten(2, x.shape[2:4]))

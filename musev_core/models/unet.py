@@ -12,7 +12,7 @@ from ..errors import MuseVError
 from .blocks import CallState, DownBlock, MidBlock, UpBlock
 from .conditions import ClipConditions, ControlResiduals
 from .embeddings import EmbeddingMLP, FrameEmbedding
-from .layers import Layers, new_layers, norm_per_frame, per_frame, to_batch
+from .layers import Layers, new_layers, norm_silu, per_frame, to_batch
 from .reference_fusion import ReferenceFusion
 from .temporal import TEMPORAL_CONV_GROUPS, TemporalConv, TemporalTransformer
 from .transformer import CrossAttention
@@ -141,7 +141,7 @@ class MuseVUNet(nn.Module):
         for block in self.up_blocks:
             block(stack, state)
         x = stack.pop()
-        x = per_frame(self.conv_out, F.silu(norm_per_frame(self.conv_norm_out, x)))
+        x = per_frame(self.conv_out, norm_silu(self.conv_norm_out, x))
         return x.permute(0, 4, 1, 2, 3)  # (b, c, t, h, w)
 
     @torch.no_grad()

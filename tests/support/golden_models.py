@@ -1,5 +1,6 @@
 """The golden set's models, read from the machine-readable block of goldens/FORMAT.md and filled by rule."""
 
+import copy
 import json
 import re
 import zlib
@@ -44,6 +45,12 @@ def unet_config(arch: str, size: str, face_layers: bool = False) -> UNetConfig:
 @cache
 def unet(arch: str, size: str, seed: int, face_layers: bool = False) -> MuseVUNet:
     return fill(MuseVUNet(unet_config(arch, size, face_layers)), PREFIX["unet"], seed)
+
+
+@cache
+def unet_as(dtype: torch.dtype, *which) -> MuseVUNet:
+    """The same network in another precision."""
+    return unet(*which) if dtype == torch.float32 else copy.deepcopy(unet(*which)).to(dtype)
 
 
 @cache

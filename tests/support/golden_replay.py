@@ -144,7 +144,7 @@ def module(goldens: GoldenSet, case: dict) -> Results:
 
 def unet(goldens: GoldenSet, case: dict, *, dtype: torch.dtype = torch.float32) -> Results:
     m, inputs = case["model"], goldens.inputs(case)
-    net = models.unet(m["arch"], m["size"], m["seed"], m["face_layers"])
+    net = models.unet_as(dtype, m["arch"], m["size"], m["seed"], m["face_layers"])
     control = None
     if inputs["control_residuals"] is not None:
         control = ControlResiduals(tuple(inputs["control_residuals"]), inputs["control_mid_residual"])
@@ -158,9 +158,6 @@ def unet(goldens: GoldenSet, case: dict, *, dtype: torch.dtype = torch.float32) 
     )
     sample = inputs["sample"]
     if dtype != torch.float32:
-        import copy
-
-        net = copy.deepcopy(net).to(dtype)
         sample, clip, control = to_dtype(sample, dtype), to_dtype(clip, dtype), to_dtype(control, dtype)
     output = net(
         sample,

@@ -1,0 +1,17 @@
+"""What all launches share."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+from torch import Tensor
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, which need not be the tensor's; on the CPU its interpreter runs."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def power_of_2(size: int, *, most: int) -> int:
+    """The block that holds `size` elements if it may, else the largest that is allowed."""
+    return min(triton.next_power_of_2(size), most)
