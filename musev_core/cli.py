@@ -1,4 +1,4 @@
-"""The command `musev`: demo, generate, models."""
+"""The command `musev`: demo, generate, models, bench."""
 
 import argparse
 import logging
@@ -15,7 +15,8 @@ log = logging.getLogger("musev_core")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit status is 0, 1 after an error a user can mend, 130 after Ctrl-C."""
     try:
-        options = _parser().parse_args(arguments)
+        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        options = _parser(arguments[0] if arguments else None).parse_args(arguments)
         logging.basicConfig(level=options.log_level.upper(), format="%(levelname)s: %(message)s")
         for noisy in ("httpx", "urllib3", "PIL", "huggingface_hub"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -37,11 +38,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Shows defaults, and keeps the line breaks of descriptions."""
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musev", description="Videos of a person that stays that person.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (_add_demo, _add_generate, _add_models):
         add(commands)
+    _add_bench(commands, chosen == "bench")
     return parser
 
 
@@ -133,6 +135,19 @@ def _add_generate(commands: Any) -> None:
         "    motion_speed: 8.0\n",
     )
     add_arguments(parser)
+
+
+# ------------------------------------------------------------------------------------------ bench
+
+
+def _add_bench(commands: Any, chosen: bool) -> None:
+    title = "Count what the network costs, and time it on this device."
+    if not chosen:  # its options need torch, the help of the others does not
+        commands.add_parser("bench", help=title)
+        return
+    from .bench.command import add_arguments, bench
+
+    add_arguments(_command(commands, "bench", bench, title))
 
 
 # ------------------------------------------------------------------------------------------ models

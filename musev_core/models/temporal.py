@@ -77,7 +77,7 @@ class TemporalSelfAttention(nn.Module):
     def constants(self, clip: ClipConditions) -> Tensor | None:
         """The three projections as one, `(3 c, c)`; None where they are not plain layers of our own."""
         layers = (self.to_q, self.to_k, self.to_v)
-        if any(type(layer) is not nn.Linear for layer in layers):
+        if any(getattr(type(layer), "forward", None) is not nn.Linear.forward for layer in layers):
             return None
         return clip.once((self.name, "projection"), lambda: torch.cat([layer.weight for layer in layers]))
 
