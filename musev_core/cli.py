@@ -50,9 +50,8 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 def _command(commands: Any, name: str, run: Any, help: str, description: str = "") -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=f"{help}\n\n{description}", formatter_class=_Help)
     parser.set_defaults(run=run)
-    parser.add_argument(
-        "--log_level", default="info", choices=["debug", "info", "warning", "error"], help="how much is told"
-    )
+    levels = ["debug", "info", "warning", "error"]
+    parser.add_argument("--log_level", type=str.lower, default="info", choices=levels, help="how much is told")
     return parser
 
 

@@ -121,9 +121,8 @@ def _add_output_arguments(group: Any) -> None:
     group.add_argument("--overwrite", action="store_true", help="make and replace results which exist already")
     group.add_argument("--save_filetype", choices=list(FILE_TYPES), default="mp4", help="format of the results")
     group.add_argument("--save_images", action="store_true", help="write every frame as a PNG file as well")
-    group.add_argument(
-        "--n_cols", type=int, default=3, help="videos side by side, with need_return_videos or _condition"
-    )
+    group.add_argument("--write_info", action="store_true", help="write name and frame number into the pictures")
+    group.add_argument("--n_cols", type=int, default=3, help="videos in a row, with need_return_videos or _condition")
 
 
 def _add_task_arguments(group: Any) -> None:
@@ -228,7 +227,9 @@ def _run_job(
     steps = {"first frame": request.first_frame.num_steps, "video": request.sampling.num_steps}
     generator = torch.Generator().manual_seed(seed)
     result = pipeline.generate(request, generator=generator, observer=progress.observer(steps))
-    frames = progress.writing(result_frames(task, request, result, options.n_cols), len(result))
+    frames = progress.writing(
+        result_frames(task, request, result, n_cols=options.n_cols, write_info=options.write_info), len(result)
+    )
     writers = [VideoWriter(target, fps=task.fps, overwrite=options.overwrite)]
     if options.save_images and target.suffix:
         writers.append(VideoWriter(target.with_suffix(""), fps=task.fps, overwrite=options.overwrite))

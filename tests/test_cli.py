@@ -8,7 +8,7 @@ import torch
 from support import published
 
 from musev_core.cli import main
-from musev_core.images import save_image
+from musev_core.images import load_image, save_image
 from musev_core.tasks.task import DEAD_PARAMETERS
 from musev_core.video import read_video, write_video
 
@@ -112,6 +112,22 @@ def test_video_to_video_with_a_controlnet_shows_source_and_maps_beside_it(disk, 
     )
     assert run(disk, tmp_path, task, "--controlnet", f"canny={disk / 'canny'}") == 0
     assert read_video(results(tmp_path)[0]).frames.shape == (4, 64, 3 * 64, 3)
+
+
+def test_write_info_marks_every_frame_with_name_and_number(disk, tmp_path):
+    for name, options in (("plain", ()), ("marked", ("--write_info",))):
+        assert run(disk, tmp_path / name, image_task(disk), "--save_filetype", "images", *options) == 0
+    plain, marked = (
+        [load_image(path)[0].int() for path in sorted(results(tmp_path / name)[0].glob("*.png"))]
+        for name in ("plain", "marked")
+    )
+    for before, after in zip(plain, marked, strict=True):
+        changed = (before != after).any(-1)
+        assert changed[:16].any() and changed[-16:].any()  # top and bottom
+        assert not changed[16:-16].any() and not changed[:, 40:].any()
+        assert (after[changed][:, 0] >= after[changed][:, 1]).all()  # red
+    numbers = [(a - b)[-16:] for a, b in zip(marked, plain, strict=True)]
+    assert not torch.equal(numbers[0], numbers[1])
 
 
 def test_models_check_says_what_is_there_and_what_is_missing(disk, capsys, tmp_path):

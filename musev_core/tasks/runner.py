@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from ..denoise.denoiser import DenoiserOptions
 from ..denoise.noise import NoiseOptions
 from ..denoise.windows import WindowOptions
 from ..errors import MuseVError
-from ..images import fit_images, fit_video, load_images
+from ..images import fit_images, fit_video, load_images, to_uint8
 from ..pipeline import ControlInput, SamplingOptions, VideoRequest, VideoResult
 from ..video import read_video
 from .results import frame_size
@@ -138,8 +139,13 @@ def _controls(task: Task, frames: Tensor, controlnets: Mapping[str, Any]) -> lis
     ]
 
 
-def result_frames(task: Task, request: VideoRequest, result: VideoResult, n_cols: int = 3) -> Iterator[Tensor]:
-    """The frames to write: the result, with source and control maps beside it if the task asks for them."""
+def result_frames(
+    task: Task, request: VideoRequest, result: VideoResult, *, n_cols: int = 3, write_info: bool = False
+) -> Iterator[Tensor]:
+    """The frames to write: the result, with source and control maps beside it if the task asks for them.
+
+    `n_cols` videos at most stand in a row; `write_info` writes what they are and the frame number into the pictures.
+    """
     beside: list[Tensor] = []
     before = []
     source = request.video if request.video is not None else next((c.frames for c in request.controls), None)
@@ -152,8 +158,28 @@ def result_frames(task: Task, request: VideoRequest, result: VideoResult, n_cols
     start = 0
     for part in result.frames():
         columns = [_rows(x, start, len(part)) for x in before] + [part] + [_rows(x, start, len(part)) for x in beside]
-        yield part if len(columns) == 1 else grid(columns, n_cols)
+        if write_info:
+            names = ["source"] * len(before) + [task.name] + list(task.controlnet_name)
+            columns = [labelled(column, name, start) for column, name in zip(columns, names, strict=False)]
+        yield columns[0] if len(columns) == 1 else grid(columns, n_cols)
         start += len(part)
+
+
+def labelled(frames: Tensor, label: str, first: int) -> Tensor:
+    """Frames with a label at the top left and the frame number at the bottom left.
+
+    `frames (k, H, W, 3)` in 0..1, `first` is the number of the first of them (extra.md 7.2).
+    """
+    from PIL import Image, ImageDraw
+
+    marked = []
+    for number, frame in enumerate(frames, first):
+        picture = Image.fromarray(to_uint8(frame[None])[0].numpy())
+        draw = ImageDraw.Draw(picture)
+        draw.text((4, 2), label, fill=(255, 0, 0))
+        draw.text((4, picture.height - 14), str(number), fill=(255, 0, 0))
+        marked.append(torch.from_numpy(np.array(picture)))
+    return torch.stack(marked).float() / 255
 
 
 def _rows(frames: Tensor, start: int, count: int) -> Tensor:

@@ -3,7 +3,6 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import triton
 from torch import Tensor
 
 
@@ -14,4 +13,4 @@ def on_device_of(x: Tensor) -> AbstractContextManager[object]:
 
 def power_of_2(size: int, *, most: int) -> int:
     """The block that holds `size` elements if it may, else the largest that is allowed."""
-    return min(triton.next_power_of_2(size), most)
+    return min(1 << (size - 1).bit_length(), most)
