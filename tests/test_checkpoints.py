@@ -484,7 +484,6 @@ def test_unet_map_covers_stable_diffusion():
 
 
 def test_unet_map_agrees_with_diffusers():
-    pytest.importorskip("diffusers")
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     ldm, expected = ldm_unet()
@@ -493,7 +492,6 @@ def test_unet_map_agrees_with_diffusers():
 
 
 def test_vae_map_agrees_with_diffusers():
-    pytest.importorskip("diffusers")
     from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
@@ -519,7 +517,6 @@ def test_vae_map_agrees_with_diffusers():
 
 
 def test_published_text_names_load_into_the_installed_transformers():
-    pytest.importorskip("transformers")
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(
