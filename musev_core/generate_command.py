@@ -219,11 +219,12 @@ def _run_job(
 ) -> None:
     import torch
 
-    from .tasks.runner import result_frames, video_request
+    from .tasks.runner import result_frames, video_request, without_unused_pictures
     from .video import VideoWriter
 
     log.info("task %s, seed %d", task.name, seed)
     request = video_request(task, controlnets=controlnets, scheduler=scheduler)
+    request = without_unused_pictures(request, pipeline.picture_networks())
     steps = {"first frame": request.first_frame.num_steps, "video": request.sampling.num_steps}
     generator = torch.Generator().manual_seed(seed)
     result = pipeline.generate(request, generator=generator, observer=progress.observer(steps))

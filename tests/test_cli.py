@@ -131,6 +131,15 @@ def test_write_info_marks_every_frame_with_name_and_number(disk, tmp_path):
     assert not torch.equal(numbers[0], numbers[1])
 
 
+def test_pictures_for_networks_that_were_left_out_are_not_used_and_named(disk, tmp_path, caplog):
+    pictures = "  refer_image: ${.condition_images}\n  ipadapter_image: ${.condition_images}\n"
+    left_out = ("--referencenet_model_name", "None", "--ip_adapter_model_name", "None")
+    # the ReferenceNet beside the UNet is left out as well as the image prompt
+    assert run(disk, tmp_path, image_task(disk, pictures), *left_out) == 0
+    assert "reference_image is not used" in caplog.text and "image_prompt is not used" in caplog.text
+    assert len(results(tmp_path)) == 1
+
+
 def test_models_check_says_what_is_there_and_what_is_missing(disk, capsys, tmp_path):
     assert main(["models", "check", str(disk / "motion")]) == 0
     out = capsys.readouterr().out

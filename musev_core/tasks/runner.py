@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..denoise.noise import NoiseOptions
 from ..denoise.windows import WindowOptions
 from ..errors import MuseVError
 from ..images import fit_images, fit_video, load_images, to_uint8
-from ..pipeline import ControlInput, SamplingOptions, VideoRequest, VideoResult
+from ..pipeline import ControlInput, PictureNetwork, SamplingOptions, VideoRequest, VideoResult
 from ..video import read_video
 from .results import frame_size
 from .task import Task
@@ -109,6 +110,17 @@ def video_request(
         sampling=sampling,
         first_frame=first_frame,
     )
+
+
+def without_unused_pictures(request: VideoRequest, networks: Mapping[str, PictureNetwork]) -> VideoRequest:
+    """The request without pictures for networks which were not loaded.
+
+    Task files name the same picture for all purposes as a rule, and leaving a network out is a choice of the run.
+    """
+    unused = [name for name, network in networks.items() if not network.loaded and getattr(request, name) is not None]
+    for name in unused:
+        log.warning("%s is not used: %s is not loaded", name, networks[name].needs)
+    return replace(request, **dict.fromkeys(unused))
 
 
 def check_controls(task: Task, controlnets: Iterable[str]) -> None:
