@@ -1,0 +1,15 @@
+"""The nodes artists see, gathered family by family."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import pose, video
+
+FAMILIES = (pose, video)
+
+
+class MuseVExtension(ComfyExtension):
+    """All nodes of the pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Every node class, in the order of the families."""
+        return [node for family in FAMILIES for node in family.NODES]

@@ -1,0 +1,1 @@
+"""How the core lives inside ComfyUI; no node classes in here."""

@@ -1,0 +1,3 @@
+"""Placeholder while the family is written."""
+
+NODES: list = []
