@@ -41,11 +41,11 @@ class TemporalConv(nn.Module):
         for stage, (norm, conv) in _STAGES.items():
             layer: Group = getattr(self, stage)
             h = per_clip(layer[conv], norm_silu(layer[norm], h, over_time=True))
-        return scaled_residual(x, h, self.constants(clip, h.dtype))
+        return scaled_residual(x, h, self.constants(clip, h))
 
-    def constants(self, clip: ClipConditions, dtype: torch.dtype) -> Tensor:
-        """`|w|`."""
-        return clip.once((self.name, "weight"), lambda: self.temporal_weight.abs().to(dtype))
+    def constants(self, clip: ClipConditions, like: Tensor) -> Tensor:
+        """`|w|`, in the precision and at the place of `like`: a host which loads a model in parts may leave it behind."""
+        return clip.once((self.name, "weight"), lambda: self.temporal_weight.abs().to(like))
 
 
 class TemporalSelfAttention(nn.Module):
@@ -119,13 +119,13 @@ class TemporalTransformer(nn.Module):
     def forward(self, x: Tensor, frames: FrameEmbedding, clip: ClipConditions) -> Tensor:
         """`x (b, t, h, w, c)`."""
         h = self.proj_in(norm_silu(self.norm, x, over_time=True, silu=False).flatten(2, 3))  # (b, t, h w, c)
-        embedding, weight = self.constants(frames, clip, x.dtype)
+        embedding, weight = self.constants(frames, clip, x)
         h = h + embedding[:, :, None]
         for block in self.transformer_blocks:
             h = block(h, clip)
         return scaled_residual(x, self.proj_out(h).view(x.shape), weight)
 
-    def constants(self, frames: FrameEmbedding, clip: ClipConditions, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def constants(self, frames: FrameEmbedding, clip: ClipConditions, like: Tensor) -> tuple[Tensor, Tensor]:
         """The projected frame embedding `(1 or b, t, c)`, and `|w|`."""
-        weight = clip.once((self.name, "weight"), lambda: self.temporal_weight.abs().to(dtype))
+        weight = clip.once((self.name, "weight"), lambda: self.temporal_weight.abs().to(like))
         return frames.projected(self.name, self.frame_emb_proj, clip), weight

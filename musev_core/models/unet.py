@@ -159,9 +159,9 @@ class MuseVUNet(nn.Module):
             if isinstance(module, CrossAttention) and clip.text.ndim == 3:
                 module.constants(clip)
             elif isinstance(module, TemporalConv):
-                module.constants(clip, weight.dtype)
+                module.constants(clip, weight)
             elif isinstance(module, TemporalTransformer) and frames is not None:
-                module.constants(frames, clip, weight.dtype)
+                module.constants(frames, clip, weight)
         if self.config.reference_fusion and clip.reference is not None:
             first = clip.reference.down[0]
             self.first_refer_emb_attns.constants(first[: first.shape[0] // branches], clip)
