@@ -44,7 +44,7 @@ class TemporalConv(nn.Module):
         return scaled_residual(x, h, self.constants(clip, h))
 
     def constants(self, clip: ClipConditions, like: Tensor) -> Tensor:
-        """`|w|`, in the precision and at the place of `like`: a host which loads a model in parts may leave it behind."""
+        """`|w|` as `like` is: a host which loads a model in parts may have left it elsewhere."""
         return clip.once((self.name, "weight"), lambda: self.temporal_weight.abs().to(like))
 
 
