@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..config import UNetConfig
 from .conditions import ClipConditions
 from .embeddings import FrameEmbedding
+from .hooks import ForwardHooks
 from .layers import Layers, norm_silu, per_frame, to_batch
 from .reference_fusion import ReferenceFusion, reference_indices
 from .temporal import TemporalConv, TemporalTransformer
@@ -26,7 +27,8 @@ class CallState:
 
     `time_embedding (1 or b, 1 or t, dim)` is after its SiLU; `frames` None switches the temporal layers off;
     `condition_frames` are positions in the window; `batch` is that of the output: up to the first layer which looks at
-    the prompt, the guidance branches may share rows.
+    the prompt, the guidance branches may share rows. `motion_strength`, `(1)` or `(t, 1, 1, 1)`, multiplies what the
+    temporal layers add.
     """
 
     clip: ClipConditions
@@ -34,6 +36,8 @@ class CallState:
     frames: FrameEmbedding | None
     condition_frames: tuple[int, ...]
     batch: int
+    hooks: ForwardHooks | None = None
+    motion_strength: Tensor | None = None
 
 
 class ResNet(nn.Module):
@@ -109,11 +113,11 @@ class _Layered(nn.Module):
     def _after_resnet(self, j: int, x: Tensor, state: CallState) -> Tensor:
         # the resnet is called by the blocks themselves: its wide input would live on in this call's arguments
         if self.has_temporal and state.frames is not None:
-            x = self.temp_convs[j](x, state.clip)
+            x = self.temp_convs[j](x, state.clip, state.motion_strength)
         if self.has_attention:
-            x = self.attentions[j](x, state.clip, state.condition_frames, batch=state.batch)
+            x = self.attentions[j](x, state.clip, state.condition_frames, batch=state.batch, hooks=state.hooks)
             if self.has_temporal and state.frames is not None:
-                x = self.temp_attentions[j](x, state.frames, state.clip)
+                x = self.temp_attentions[j](x, state.frames, state.clip, state.motion_strength)
         return x
 
 
@@ -142,6 +146,7 @@ class DownBlock(_Layered):
         widths = [(n_in if j == 0 else n_out, n_out) for j in range(config.layers_per_block)]
         super().__init__(layers, widths, config, attention=config.cross_attention_blocks[index])
         final = index == len(config.block_out_channels) - 1
+        self.first = 1 + index * (config.layers_per_block + 1)  # number of its first layer among the input blocks
         self.downsamplers = None if final else nn.ModuleList([Downsample(layers.at("downsamplers", 0), n_out)])
         self.refer_emb_attns = None
         if config.reference_fusion:
@@ -156,15 +161,21 @@ class DownBlock(_Layered):
         residuals = []
         for j in range(len(self.resnets)):
             x = self.resnets[j](x, state.time_embedding)
-            x = self._fuse(j, self._after_resnet(j, x, state), state)
-            residuals.append(x)
+            x = self._keep(j, self._fuse(j, self._after_resnet(j, x, state), state), state, residuals)
         if self.downsamplers is not None:
-            x = self._fuse(len(self.resnets), self.downsamplers[0](x), state)
-            residuals.append(x)
+            j = len(self.resnets)
+            x = self._keep(j, self._fuse(j, self.downsamplers[0](x), state), state, residuals)
         return x, residuals
 
+    def _keep(self, j: int, x: Tensor, state: CallState, residuals: list[Tensor]) -> Tensor:
+        skip = x
+        if state.hooks is not None:
+            skip, x = state.hooks.input_block(self.first + j, x)
+        residuals.append(skip)
+        return x
+
     def _fuse(self, j: int, x: Tensor, state: CallState) -> Tensor:
-        if self.refer_emb_attns is None or state.clip.reference is None:
+        if self.refer_emb_attns is None or state.clip.reference is None or not state.clip.fuses_reference:
             return x
         return self.refer_emb_attns[j](
             to_batch(x, state.batch), state.clip.reference.down[self.references[j]], state.clip
@@ -185,7 +196,7 @@ class MidBlock(_Layered):
         x = self._after_resnet(0, self.resnets[0](x, state.time_embedding), state)
         x = self.resnets[1](x, state.time_embedding)
         if self.has_temporal and state.frames is not None:
-            x = self.temp_convs[1](x, state.clip)
+            x = self.temp_convs[1](x, state.clip, state.motion_strength)
         return x
 
 
@@ -198,6 +209,7 @@ class UpBlock(_Layered):
         levels = len(config.block_out_channels)
         super().__init__(layers, widths, config, attention=config.cross_attention_blocks[levels - 1 - index])
         last = index == levels - 1
+        self.first = index * n  # number of its first layer among the output blocks
         self.upsamplers = None if last else nn.ModuleList([Upsample(layers.at("upsamplers", 0), n_out)])
 
     def forward(self, stack: list[Tensor], state: CallState) -> None:
@@ -207,6 +219,8 @@ class UpBlock(_Layered):
         """
         x = stack.pop()
         for j in range(len(self.resnets)):
+            if state.hooks is not None:
+                x, stack[-1] = state.hooks.output_block(self.first + j, x, stack[-1])
             x = torch.cat([x, stack.pop()], dim=-1)
             x = self.resnets[j](x, state.time_embedding)
             x = self._after_resnet(j, x, state)

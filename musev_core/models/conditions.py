@@ -37,6 +37,8 @@ class ClipConditions:
     Args:
         text: `(rows, tokens, dim)`, or `(rows, frames, tokens, dim)` for a prompt that changes over the clip.
         image_tokens, face_tokens: `(rows, tokens, dim)`; a scale <= 0 switches the branch off (musev.md 2.6).
+        image_mask: `(1 or frames of the window, H, W)`, 0..1 of any size: where the image tokens act.
+        reference_scale: factor of what the ReferenceNet adds; 0 switches it off.
     """
 
     text: Tensor
@@ -45,6 +47,8 @@ class ClipConditions:
     face_tokens: Tensor | None = None
     face_scale: float = 1.0
     reference: ReferenceFeatures | None = None
+    image_mask: Tensor | None = None
+    reference_scale: float = 1.0
     _cache: dict[Hashable, object] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
@@ -74,6 +78,30 @@ class ClipConditions:
         for value in self._cache.values():
             visit(value)
         return sum(storages.values())
+
+    @property
+    def fuses_reference(self) -> bool:
+        """Whether there are reference features to look at."""
+        return self.reference is not None and self.reference_scale > 0
+
+    def adjusted(
+        self,
+        *,
+        image_scale: float | None = None,
+        face_scale: float | None = None,
+        reference_scale: float | None = None,
+        image_mask: Tensor | None = None,
+    ) -> "ClipConditions":
+        """The same conditions and the same cache with other strengths: nothing that is kept depends on them."""
+        new = replace(
+            self,
+            image_scale=self.image_scale if image_scale is None else image_scale,
+            face_scale=self.face_scale if face_scale is None else face_scale,
+            reference_scale=self.reference_scale if reference_scale is None else reference_scale,
+            image_mask=self.image_mask if image_mask is None else image_mask,
+        )
+        object.__setattr__(new, "_cache", self._cache)
+        return new
 
     def take(self, rows: Sequence[int]) -> "ClipConditions":
         """The same conditions for some of the rows, with a cache of their own."""

@@ -35,7 +35,8 @@ class ReferenceFusion(nn.Module):
 
         q = heads_first(self.to_q(h).flatten(0, 1), self.heads)
         out = heads_last(self.attention(q, beside(ref_k, own_k), beside(ref_v, own_v)))
-        return x + self.to_out["0"](out).view(x.shape)
+        out = self.to_out["0"](out).view(x.shape)
+        return x + out if clip.reference_scale == 1 else torch.add(x, out, alpha=clip.reference_scale)
 
     def constants(self, reference: Tensor, clip: ClipConditions) -> tuple[Tensor, Tensor]:
         """Keys and values `(rows, tokens, c)` of the reference."""

@@ -35,13 +35,14 @@ class TemporalConv(nn.Module):
         self.temporal_weight = layers.parameter("temporal_weight", 1)
         self.name = layers.name
 
-    def forward(self, x: Tensor, clip: ClipConditions) -> Tensor:
-        """`(b, t, h, w, c)`."""
+    def forward(self, x: Tensor, clip: ClipConditions, strength: Tensor | None = None) -> Tensor:
+        """`(b, t, h, w, c)`; `strength (1)` or `(t, 1, 1, 1)` multiplies what is added."""
         h = x
         for stage, (norm, conv) in _STAGES.items():
             layer: Group = getattr(self, stage)
             h = per_clip(layer[conv], norm_silu(layer[norm], h, over_time=True))
-        return scaled_residual(x, h, self.constants(clip, h))
+        weight = self.constants(clip, h)
+        return scaled_residual(x, h, weight if strength is None else weight * strength)
 
     def constants(self, clip: ClipConditions, like: Tensor) -> Tensor:
         """`|w|` as `like` is: a host which loads a model in parts may have left it elsewhere."""
@@ -116,13 +117,16 @@ class TemporalTransformer(nn.Module):
         self.temporal_weight = layers.parameter("temporal_weight", 1)
         self.name = layers.name
 
-    def forward(self, x: Tensor, frames: FrameEmbedding, clip: ClipConditions) -> Tensor:
-        """`x (b, t, h, w, c)`."""
+    def forward(
+        self, x: Tensor, frames: FrameEmbedding, clip: ClipConditions, strength: Tensor | None = None
+    ) -> Tensor:
+        """`x (b, t, h, w, c)`; `strength (1)` or `(t, 1, 1, 1)` multiplies what is added."""
         h = self.proj_in(norm_silu(self.norm, x, over_time=True, silu=False).flatten(2, 3))  # (b, t, h w, c)
         embedding, weight = self.constants(frames, clip, x)
         h = h + embedding[:, :, None]
         for block in self.transformer_blocks:
             h = block(h, clip)
+        weight = weight if strength is None else weight * strength
         return scaled_residual(x, self.proj_out(h).view(x.shape), weight)
 
     def constants(self, frames: FrameEmbedding, clip: ClipConditions, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import kernels
 from .attention import AttentionFunction, heads_first, heads_last
 from .conditions import ClipConditions
+from .hooks import ForwardHooks
 from .layers import Group, Layers, add_and_norm, norm_silu, per_frame, to_batch
 
 
@@ -19,6 +20,10 @@ def take_frames(x: Tensor, frames: Sequence[int]) -> Tensor:
     if list(frames) == list(range(first, first + count)):
         return x[:, first : first + count]
     return torch.cat([x[:, i : i + 1] for i in frames], dim=1)
+
+
+# keys and values (rows, heads, tokens, d), scale, and a mask (1 or t, H, W) or None
+AttentionTerm = tuple[Tensor, Tensor, float, Tensor | None]
 
 
 class SelfAttention(nn.Module):
@@ -77,34 +82,54 @@ class CrossAttention(nn.Module):
             self.ip_adapter_face_to_k_ip = layers.linear("ip_adapter_face_to_k_ip", context_dim, channels, bias=False)
             self.ip_adapter_face_to_v_ip = layers.linear("ip_adapter_face_to_v_ip", context_dim, channels, bias=False)
 
-    def forward(self, x: Tensor, clip: ClipConditions, batch: int) -> Tensor:
-        """`x (b, t, n, c)` to `(batch, t, n, c)`, where batch is the clip's rows times windows."""
+    def forward(self, x: Tensor, clip: ClipConditions, batch: int, size: tuple[int, int]) -> Tensor:
+        """`x (b, t, n, c)` of `size (h, w)` to `(batch, t, n, c)`, where batch is the clip's rows times windows."""
         q = to_batch(self.to_q(x), batch)
-        out: Tensor | None = None
-        for key, value, scale in self.constants(clip):
-            # all queries of a row share its keys, whatever frame or window they come from
-            rows = heads_first(q.reshape(key.shape[0], -1, q.shape[-1]), self.heads)
-            term = heads_last(self.attention(rows, key, value)).view(q.shape)
-            out = term if out is None else torch.add(out, term, alpha=scale)
-        return self.to_out["0"](out)
+        (key, value, _, _), *pictures = self.constants(clip)
+        return self.to_out["0"](self.add_terms(self.look(q, key, value), q, pictures, size))
 
-    def constants(self, clip: ClipConditions) -> list[tuple[Tensor, Tensor, float]]:
-        """Keys, values `(rows, heads, tokens, d)` and scale of every kind of tokens, text first."""
-        branches: list[tuple[str, Tensor, Any, Any, float]] = [("text", clip.text, self.to_k, self.to_v, 1.0)]
+    def look(self, q: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of `q (b, t, n, c)`: all queries of a row share its keys, whatever frame or window they are of."""
+        rows = heads_first(q.reshape(key.shape[0], -1, q.shape[-1]), self.heads)
+        return heads_last(self.attention(rows, key, value)).view(q.shape)
+
+    def add_terms(self, out: Tensor, q: Tensor, terms: Sequence[AttentionTerm], size: tuple[int, int]) -> Tensor:
+        """What the image and face tokens add to `out (b, t, n, c)`."""
+        for key, value, scale, mask in terms:
+            term = self.look(q, key, value)
+            if mask is not None:
+                weights = F.interpolate(mask[:, None].to(term), size, mode="bilinear", antialias=True)
+                term = term * weights.flatten(1)[None, :, :, None]  # (1, 1 or t, n, 1)
+            out = torch.add(out, term, alpha=scale)
+        return out
+
+    def constants(self, clip: ClipConditions) -> list[AttentionTerm]:
+        """Every kind of tokens, text first."""
+        return [self.text_term(clip), *self.picture_terms(clip)]
+
+    def text_term(self, clip: ClipConditions) -> AttentionTerm:
+        """The prompt's keys and values."""
+        return *self._projected(clip, "text", clip.text, self.to_k, self.to_v), 1.0, None
+
+    def picture_terms(self, clip: ClipConditions) -> list[AttentionTerm]:
+        """Keys and values of image and face tokens, where they are in use."""
+        found: list[AttentionTerm] = []
         if self.image_prompt and clip.image_tokens is not None and clip.image_scale > 0:
-            branches.append(("image", clip.image_tokens, self.to_k_ip, self.to_v_ip, clip.image_scale))
+            tokens = self._projected(clip, "image", clip.image_tokens, self.to_k_ip, self.to_v_ip)
+            found.append((*tokens, clip.image_scale, clip.image_mask))
         if self.face_prompt and clip.face_tokens is not None and clip.face_scale > 0:
             to_k, to_v = self.ip_adapter_face_to_k_ip, self.ip_adapter_face_to_v_ip
-            branches.append(("face", clip.face_tokens, to_k, to_v, clip.face_scale))
-        found = []
-        for what, tokens, to_k, to_v, scale in branches:
-            rows = tokens.flatten(0, -3)  # a prompt per frame becomes rows of its own
-
-            def project(rows: Tensor = rows, to_k: Any = to_k, to_v: Any = to_v) -> tuple[Tensor, Tensor]:
-                return heads_first(to_k(rows), self.heads), heads_first(to_v(rows), self.heads)
-
-            found.append((*clip.once((self.name, what), project), scale))
+            found.append((*self._projected(clip, "face", clip.face_tokens, to_k, to_v), clip.face_scale, None))
         return found
+
+    def _projected(
+        self, clip: ClipConditions, what: str, tokens: Tensor, to_k: Any, to_v: Any
+    ) -> tuple[Tensor, Tensor]:
+        def project() -> tuple[Tensor, Tensor]:
+            rows = tokens.flatten(0, -3)  # a prompt per frame becomes rows of its own
+            return heads_first(to_k(rows), self.heads), heads_first(to_v(rows), self.heads)
+
+        return clip.once((self.name, what), project)
 
 
 class FeedForward(nn.Module):
@@ -138,6 +163,7 @@ class TransformerBlock(nn.Module):
         self.attn2 = CrossAttention(layers.at("attn2"), channels, heads, context_dim, **prompts)
         self.norm3 = layers.layer_norm("norm3", channels)
         self.ff = FeedForward(layers.at("ff"), channels)
+        self.name = layers.name
 
     def forward(
         self,
@@ -146,10 +172,11 @@ class TransformerBlock(nn.Module):
         condition_frames: Sequence[int],
         extra_tokens: Tensor | None,
         batch: int,
+        size: tuple[int, int],
     ) -> Tensor:
         """`x (b, t, n, c)` to `(batch, t, n, c)`: the guidance branches part at the cross attention."""
         x, h = add_and_norm(self.norm2, x, self.attn1(self.norm1(x), condition_frames, extra_tokens))
-        x, h = add_and_norm(self.norm3, to_batch(x, batch), self.attn2(h, clip, batch))
+        x, h = add_and_norm(self.norm3, to_batch(x, batch), self.attn2(h, clip, batch, size))
         return x + self.ff(h)
 
 
@@ -188,13 +215,17 @@ class SpatialTransformer(nn.Module):
         condition_frames: Sequence[int] = (),
         extra_tokens: Tensor | None = None,
         batch: int | None = None,
+        hooks: ForwardHooks | None = None,
     ) -> Tensor:
         """`x (b, t, h, w, c)`, or fewer rows than `batch` if the guidance branches are still one.
 
         `extra_tokens (b, m, c)` are further keys of the self attention.
         """
         batch = batch or x.shape[0]
+        size = (x.shape[2], x.shape[3])
         h = per_frame(self.proj_in, norm_silu(self.norm, x, silu=False)).flatten(2, 3)  # (b, t, h w, c)
         for block in self.transformer_blocks:
-            h = block(h, clip, condition_frames, extra_tokens, batch)
-        return to_batch(x, batch) + per_frame(self.proj_out, h.unflatten(2, x.shape[2:4]))
+            own: TransformerBlock = block  # type: ignore[assignment]
+            changed = None if hooks is None else hooks.transformer_block(own, h, clip, condition_frames, batch, size)
+            h = own(h, clip, condition_frames, extra_tokens, batch, size) if changed is None else changed
+        return to_batch(x, batch) + per_frame(self.proj_out, h.unflatten(2, size))

@@ -12,6 +12,7 @@ from ..errors import MuseVError
 from .blocks import CallState, DownBlock, MidBlock, UpBlock
 from .conditions import ClipConditions, ControlResiduals
 from .embeddings import EmbeddingMLP, FrameEmbedding
+from .hooks import ForwardHooks
 from .layers import Layers, new_layers, norm_silu, per_frame, to_batch
 from .reference_fusion import ReferenceFusion
 from .temporal import TEMPORAL_CONV_GROUPS, TemporalConv, TemporalTransformer
@@ -81,6 +82,8 @@ class MuseVUNet(nn.Module):
         control: ControlResiduals | None = None,
         skip_temporal: bool = False,
         branches: int = 1,
+        motion_strength: float | Tensor | None = None,
+        hooks: ForwardHooks | None = None,
     ) -> Tensor:
         """One prediction for `sample (b, 4, t, h, w)`, of the same shape.
 
@@ -97,6 +100,8 @@ class MuseVUNet(nn.Module):
             branches: guidance branches which have the same sample: it is given once, everything before the first layer
                 that looks at the prompt is computed once, and the output has `branches * b` rows. The first reference
                 feature must not depend on the branch, as is true for ReferenceNet.
+            motion_strength: factor of what the temporal layers add, one number or `(t,)`, one per frame; None is 1.
+            hooks: a host's places in the forward pass.
 
         Raises:
             MuseVError: rows, frames or numbers of features which do not belong together.
@@ -111,16 +116,23 @@ class MuseVUNet(nn.Module):
         frames = None
         if config.temporal and not skip_temporal:
             frames = self._frame_embedding(clip, t, motion_speed, frame_index, x)
-        emb = self._time_embedding(timestep, t, condition_frames, x)
-        state = CallState(clip, emb, frames, condition_frames, batch)
+        emb = self._time_embedding(timestep, t, condition_frames, x, hooks)
+        if isinstance(motion_strength, Tensor):
+            motion_strength = motion_strength.to(x).reshape(-1, 1, 1, 1)
+        elif motion_strength is not None:
+            motion_strength = x.new_full((1,), motion_strength)
+        state = CallState(clip, emb, frames, condition_frames, batch, hooks, motion_strength)
 
         x = per_frame(self.conv_in, x)
         if config.input_temporal_transformer and frames is not None:
-            x = self.transformer_in(x, frames, clip)
-        if config.reference_fusion and clip.reference is not None:
+            x = self.transformer_in(x, frames, clip, motion_strength)
+        if config.reference_fusion and clip.reference is not None and clip.fuses_reference:
             rows = clip.reference.down[0].shape[0] // branches
             x = self.first_refer_emb_attns(x, clip.reference.down[0][:rows], clip)
-        residuals = [to_batch(x, batch)]
+        skip = x
+        if hooks is not None:
+            skip, x = hooks.input_block(0, x)
+        residuals = [to_batch(skip, batch)]
         for block in self.down_blocks:
             x, new = block(x, state)
             residuals += [to_batch(skip, batch) for skip in new]
@@ -131,13 +143,15 @@ class MuseVUNet(nn.Module):
             ]
 
         x = self.mid_block(to_batch(x, batch), state)
-        if config.reference_fusion and clip.reference is not None:
+        if config.reference_fusion and clip.reference is not None and clip.fuses_reference:
             x = self.mid_block_refer_emb_attns(x, clip.reference.mid, clip)
+        if hooks is not None:
+            x = hooks.middle_block(x)
         if control is not None and control.mid is not None:
             x = x + control.mid.permute(0, 2, 3, 1).unflatten(0, (batch, t))
 
         stack = [*residuals, x]
-        del residuals, x
+        del residuals, skip, x
         for block in self.up_blocks:
             block(stack, state)
         x = stack.pop()
@@ -207,14 +221,25 @@ class MuseVUNet(nn.Module):
                 f"got {len(clip.reference.down)}"
             )
 
-    def _time_embedding(self, timestep: Tensor | float, t: int, condition_frames: tuple[int, ...], x: Tensor) -> Tensor:
+    def _time_embedding(
+        self,
+        timestep: Tensor | float,
+        t: int,
+        condition_frames: tuple[int, ...],
+        x: Tensor,
+        hooks: ForwardHooks | None,
+    ) -> Tensor:
         """`(1 or b, 1 or t, dim)`, after its SiLU and zero for condition frames in the models which want it so."""
         if not isinstance(timestep, Tensor):
             timestep = x.new_full((), timestep, dtype=torch.float32)
-        emb = F.silu(self.time_embedding(timestep.reshape(-1, 1), x.dtype))
+        emb = self.time_embedding(timestep.reshape(-1, 1), x.dtype)
+        if hooks is not None:
+            emb = hooks.time_embedding(emb)
+        emb = F.silu(emb)
         if condition_frames and self.config.zero_condition_time_embedding:
-            zero = torch.zeros_like(emb)
-            emb = torch.cat([zero if i in condition_frames else emb for i in range(t)], dim=1)
+            rows = emb.expand(-1, t, -1).unbind(1)
+            zero = torch.zeros_like(rows[0])
+            emb = torch.stack([zero if i in condition_frames else row for i, row in enumerate(rows)], dim=1)
         return emb
 
     def _frame_embedding(
