@@ -1,6 +1,8 @@
-"""The types which travel along the pack's wires and are not ComfyUI's own, and the categories of the node menu."""
+"""What the families of nodes share: the pack's own wires, the menu, inputs which mean the same everywhere."""
 
 from comfy_api.latest import io
+
+from ..musev_core.config import FUSIONS, SCHEDULES
 
 Motion = io.Custom("MUSEV_MOTION")
 ReferenceNet = io.Custom("MUSEV_REFERENCENET")
@@ -11,3 +13,68 @@ PoseKeypoint = io.Custom("POSE_KEYPOINT")
 InsightFace = io.Custom("INSIGHTFACE")
 
 CATEGORY = "MuseV"
+
+
+def span_inputs(what: str) -> list[io.Float.Input]:
+    """`start_percent` and `end_percent`, as ComfyUI's own nodes have them."""
+    return [
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip=f"Share of the sampling, 0..1, from which on {what}. 0 is the first, noisiest step.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip=f"Share of the sampling, 0..1, up to which {what}. 1 is the end.",
+        ),
+    ]
+
+
+def window_inputs() -> list[io.Input]:
+    """The numbers of context windows."""
+    return [
+        io.Int.Input(
+            "context_length",
+            default=12,
+            min=1,
+            max=512,
+            tooltip="Frames denoised together, condition frames not counted. The models were trained with 12: longer "
+            "windows need more memory and drift out of what was trained, shorter ones jump.",
+        ),
+        io.Int.Input(
+            "context_overlap",
+            default=4,
+            min=0,
+            max=511,
+            tooltip="Frames shared by neighbouring windows; less than the length. More is smoother and slower.",
+        ),
+        io.Combo.Input(
+            "schedule",
+            options=list(SCHEDULES),
+            default="uniform_v2",
+            tooltip="uniform_v2: plain windows from the first to the last frame. uniform: the last windows wrap around "
+            "to the start, which makes a loop.",
+        ),
+        io.Combo.Input(
+            "fuse",
+            options=list(FUSIONS),
+            default="linear",
+            tooltip="Weights of a window's frames where windows overlap. linear and pyramid hide the seams; flat is "
+            "the original's mean.",
+        ),
+        io.Int.Input(
+            "shift",
+            default=0,
+            min=0,
+            max=64,
+            tooltip="uniform_v2 only: moves the seams by this many frames at every step, so that no seam stays in "
+            "place; allows a smaller overlap. 0 keeps them.",
+        ),
+    ]

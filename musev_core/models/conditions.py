@@ -39,6 +39,7 @@ class ClipConditions:
         image_tokens, face_tokens: `(rows, tokens, dim)`; a scale <= 0 switches the branch off (musev.md 2.6).
         image_mask: `(1 or frames of the window, H, W)`, 0..1 of any size: where the image tokens act.
         reference_scale: factor of what the ReferenceNet adds; 0 switches it off.
+        keep_text: off where a host changes the prompt or its layers from call to call: nothing of the text is kept.
     """
 
     text: Tensor
@@ -49,6 +50,7 @@ class ClipConditions:
     reference: ReferenceFeatures | None = None
     image_mask: Tensor | None = None
     reference_scale: float = 1.0
+    keep_text: bool = True
     _cache: dict[Hashable, object] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
@@ -91,14 +93,17 @@ class ClipConditions:
         face_scale: float | None = None,
         reference_scale: float | None = None,
         image_mask: Tensor | None = None,
+        changing_text: Tensor | None = None,
     ) -> "ClipConditions":
-        """The same conditions and the same cache with other strengths: nothing that is kept depends on them."""
+        """The same conditions and the same cache with other strengths, or a prompt of this call alone."""
         new = replace(
             self,
             image_scale=self.image_scale if image_scale is None else image_scale,
             face_scale=self.face_scale if face_scale is None else face_scale,
             reference_scale=self.reference_scale if reference_scale is None else reference_scale,
             image_mask=self.image_mask if image_mask is None else image_mask,
+            text=self.text if changing_text is None else changing_text,
+            keep_text=self.keep_text and changing_text is None,
         )
         object.__setattr__(new, "_cache", self._cache)
         return new

@@ -129,7 +129,7 @@ class CrossAttention(nn.Module):
             rows = tokens.flatten(0, -3)  # a prompt per frame becomes rows of its own
             return heads_first(to_k(rows), self.heads), heads_first(to_v(rows), self.heads)
 
-        return clip.once((self.name, what), project)
+        return project() if what == "text" and not clip.keep_text else clip.once((self.name, what), project)
 
 
 class FeedForward(nn.Module):

@@ -1,0 +1,191 @@
+"""ComfyUI's context handler for MuseV: windows with clean condition frames, hints and prompts cut to fit.
+
+ComfyUI's own windows cannot be used: they know no condition frames, and old ones give every window the hints of the
+first (comfyui.md B6).
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy.context_windows import ContextHandlerABC
+from torch import Tensor
+
+from ...musev_core.denoise.windows import context_windows, fusion_weights, place_condition_frames
+from .control import ControlSlices
+from .options import KEY
+from .runstate import RunState, Window
+
+log = logging.getLogger(__name__)
+
+
+def run_of(model_options: dict[str, Any]) -> RunState | None:
+    """The run these options belong to."""
+    return model_options.get("transformer_options", {}).get(KEY)
+
+
+class MuseVContextHandler(ContextHandlerABC):
+    """Evaluates a clip window by window; stateless, everything about a run is in its `RunState`."""
+
+    def __deepcopy__(self, memo: dict) -> "MuseVContextHandler":
+        return self
+
+    def should_use_context(
+        self, model: Any, conds: list[list[dict]], x_in: Tensor, timestep: Tensor, model_options: dict[str, Any]
+    ) -> bool:
+        """For every evaluation of a whole clip, also of a short one: condition frames have to be put in."""
+        run = run_of(model_options)
+        return run is not None and x_in.shape[0] == run.num_frames
+
+    def get_resized_cond(self, cond_in: list[dict], x_in: Tensor, window: Any, device: Any = None) -> list[dict]:
+        """Conditioning for the frames of a window, a list of numbers."""
+        return [_sliced(cond, window, x_in.shape[0]) for cond in cond_in]
+
+    def execute(
+        self,
+        calc_cond_batch: Callable[..., list[Tensor]],
+        model: Any,
+        conds: list[list[dict]],
+        x_in: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+    ) -> list[Tensor]:
+        """Denoised latents for every kind of conditioning."""
+        run = run_of(model_options)
+        if run is None:
+            return calc_cond_batch(model, conds, x_in, timestep, model_options)
+        sigma = float(timestep[0])
+        if not run.moves(sigma):
+            return _still(calc_cond_batch, model, conds, x_in, timestep, model_options)
+        _look_at(run, conds, model_options)
+        options = run.options.windows
+        generated = run.generated
+        windows = context_windows(len(generated), options, run.step(sigma))
+        scale = model.model_sampling.calculate_input(timestep[:1], torch.ones_like(x_in[:1, :1, :1, :1]))
+        totals = [torch.zeros_like(x_in) for _ in conds]
+        coverage = x_in.new_zeros(x_in.shape[0], 1, 1, 1)
+        try:
+            for number, members in enumerate(windows):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                clip_frames = [generated[i] for i in members]
+                frames = place_condition_frames(clip_frames, run.condition_frames)
+                run.window = Window(frames, _positions(frames, run.condition_frames))
+                x = x_in[frames]
+                if run.clean is not None:
+                    # clean and unscaled once ComfyUI has scaled it, for the UNet and for every ControlNet
+                    given = [run.condition_frames.index(frames[i]) for i in run.window.condition_positions]
+                    x[list(run.window.condition_positions)] = (run.clean[given] / scale).to(x)
+                with ControlSlices(run.controls, frames, run.num_frames) as controls:
+                    sliced = [
+                        None if cond is None else [_sliced(c, frames, run.num_frames, controls) for c in cond]
+                        for cond in conds
+                    ]
+                    options_here = _announced(model_options, frames, run.num_frames)
+                    outputs = calc_cond_batch(model, sliced, x, timestep[frames], options_here)
+                weights = fusion_weights(len(members), options).to(x_in)
+                _add(totals, coverage, outputs, frames, clip_frames, weights)
+                run.progress(number, len(windows), sigma)
+        finally:
+            run.window = None
+        for total in totals:
+            total /= coverage.clamp(min=1e-30)
+            if run.clean is not None:
+                total[list(run.condition_frames)] = run.clean.to(total)
+        return totals
+
+
+def _still(
+    calc_cond_batch: Callable[..., list[Tensor]],
+    model: Any,
+    conds: list[list[dict]],
+    x_in: Tensor,
+    timestep: Tensor,
+    model_options: dict[str, Any],
+) -> list[Tensor]:
+    """ComfyUI's own forward, where the motion model takes no part: in one call, or in parts where memory is short."""
+    shape = [len(conds) * x_in.shape[0], *x_in.shape[1:]]
+    free = comfy.model_management.get_free_memory(x_in.device)
+    run = run_of(model_options)
+    if run is None or model.memory_required(shape) * 1.5 < free:
+        return calc_cond_batch(model, conds, x_in, timestep, model_options)
+    outputs: list[list[Tensor]] = []
+    for frames in torch.arange(run.num_frames).split(run.options.windows.length):
+        part = frames.tolist()
+        with ControlSlices(run.controls, part, run.num_frames) as controls:
+            sliced = [
+                None if cond is None else [_sliced(c, part, run.num_frames, controls) for c in cond] for cond in conds
+            ]
+            outputs.append(
+                calc_cond_batch(
+                    model, sliced, x_in[part], timestep[part], _announced(model_options, part, run.num_frames)
+                )
+            )
+    return [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+
+
+def _look_at(run: RunState, conds: list[list[dict]], model_options: dict[str, Any]) -> None:
+    """What of the conditioning allows to share work between rows and windows."""
+    everything = [cond for some in conds if some is not None for cond in some]
+    run.branches_alike = not any("area" in cond for cond in everything)
+    texts = [cond.get("model_conds", {}).get("c_crossattn") for cond in everything]
+    run.text_constant = (
+        all(text is not None and text.cond.shape[0] == 1 for text in texts)
+        and not any(cond.get("hooks") is not None for cond in everything)
+        and "model_function_wrapper" not in model_options
+    )
+
+
+def _positions(frames: Sequence[int], condition_frames: Sequence[int]) -> tuple[int, ...]:
+    conditions = set(condition_frames)
+    return tuple(i for i, frame in enumerate(frames) if frame in conditions)
+
+
+def _announced(model_options: dict[str, Any], frames: list[int], num_frames: int) -> dict[str, Any]:
+    """The window as other packs read it (IPAdapter_plus, Advanced-ControlNet)."""
+    window = {"sub_idxs": frames, "full_length": num_frames, "context_length": len(frames)}
+    options = {**model_options.get("transformer_options", {}), "ad_params": window}
+    return {**model_options, "transformer_options": options}
+
+
+def _add(
+    totals: list[Tensor],
+    coverage: Tensor,
+    outputs: list[Tensor],
+    frames: list[int],
+    clip_frames: list[int],
+    weights: Tensor,
+) -> None:
+    where = {frame: i for i, frame in enumerate(frames)}
+    positions = [where[frame] for frame in clip_frames]
+    weights = weights[:, None, None, None]
+    for total, output in zip(totals, outputs, strict=True):
+        total.index_put_((torch.tensor(clip_frames, device=total.device),), output[positions] * weights, True)
+    coverage.index_put_((torch.tensor(clip_frames, device=coverage.device),), weights.to(coverage), True)
+
+
+def _sliced(cond: dict[str, Any], frames: list[int], num_frames: int, controls: Any = None) -> dict[str, Any]:
+    """A copy of a conditioning for some frames: everything with one row per frame of the clip is cut."""
+    new = dict(cond)
+    for name, value in cond.items():
+        if name == "control":
+            new[name] = value if controls is None else controls.of(value)
+        elif name == "model_conds":
+            new[name] = {key: _cut_cond(entry, frames, num_frames) for key, entry in value.items()}
+        elif isinstance(value, Tensor):
+            new[name] = _cut(value, frames, num_frames)
+    return new
+
+
+def _cut_cond(entry: Any, frames: list[int], num_frames: int) -> Any:
+    tensor = getattr(entry, "cond", None)
+    if not isinstance(tensor, Tensor):
+        return entry
+    cut = _cut(tensor, frames, num_frames)
+    return entry if cut is tensor else entry._copy_with(cut)
+
+
+def _cut(x: Tensor, frames: list[int], num_frames: int) -> Tensor:
+    return x[frames] if x.ndim > 0 and x.shape[0] == num_frames and num_frames > 1 else x
