@@ -2,9 +2,9 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import pose, video
+from . import conditioning, loaders, motion, pose, reference, sampling, video
 
-FAMILIES = (pose, video)
+FAMILIES = (loaders, conditioning, motion, reference, pose, sampling, video)
 
 
 class MuseVExtension(ComfyExtension):
