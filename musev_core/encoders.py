@@ -105,12 +105,9 @@ class FacePromptEncoder:
 def insightface_extractor(root: str | Path, *, name: str = "buffalo_l") -> Callable[[Tensor], Tensor]:
     """Face embeddings by insightface, from `<root>/models/<name>/*.onnx`.
 
-    The largest face of every picture counts. The networks want BGR; the original handed them RGB by mistake
-    (musev.md 9.8). Large faces are found at smaller detection sizes.
-
     Raises:
         MissingPackageError: insightface is not installed.
-        MuseVError: the model files are missing; when called: no face was found.
+        MuseVError: the model files are missing; when called: see `face_extractor`.
     """
     folder = Path(root) / "models" / name
     if not folder.is_dir():
@@ -119,7 +116,20 @@ def insightface_extractor(root: str | Path, *, name: str = "buffalo_l") -> Calla
             "there (their licence is non-commercial)"
         )
     app_module = require("insightface.app", install="insightface onnxruntime", purpose="FaceID")
-    app = app_module.FaceAnalysis(name=name, root=str(root), allowed_modules=["detection", "recognition"])
+    return face_extractor(
+        app_module.FaceAnalysis(name=name, root=str(root), allowed_modules=["detection", "recognition"])
+    )
+
+
+def face_extractor(app: Any) -> Callable[[Tensor], Tensor]:
+    """Face embeddings by an insightface `FaceAnalysis`: uint8 RGB `(n, H, W, 3)` to unit vectors `(n, 512)`.
+
+    The largest face of every picture counts. The networks want BGR; the original handed them RGB by mistake
+    (musev.md 9.8). Large faces are found at smaller detection sizes.
+
+    Raises:
+        MuseVError: when called, no face was found in a picture.
+    """
 
     def extract(images: Tensor) -> Tensor:
         embeddings = []

@@ -11,6 +11,7 @@ from musev_core.cli import main
 from musev_core.images import load_image, save_image
 from musev_core.tasks.task import DEAD_PARAMETERS
 from musev_core.video import read_video, write_video
+from musev_core.weights.published import PUBLISHED
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +163,14 @@ def test_models_check_names_missing_tensors(tmp_path, capsys):
     assert gone[0] in capsys.readouterr().out
 
 
+def test_models_download_without_a_name_lists_what_there_is_and_fetches_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["models", "download"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in PUBLISHED) and "non-commercial research only" in out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_demo_writes_video_and_contact_sheet_and_never_overwrites(tmp_path, capsys):
     options = ["demo", "--output_dir", str(tmp_path), "--frames", "2", "--size", "64"]
     assert main(options) == 0
@@ -189,6 +198,7 @@ def test_dead_options_are_refused_by_name(name, tmp_path, capsys):
         (["generate", "missing.yaml"], "missing.yaml"),
         (["generate", "tasks.py"], "never executed"),
         (["models", "check", "nowhere"], "no file or folder"),
+        (["models", "download", "musev_reference"], "Did you mean 'musev_referencenet'?"),
         (["demo", "--frames", "0"], "--frames"),
         (["demo", "--image", "nowhere.png"], "nowhere.png"),
     ],
@@ -217,3 +227,10 @@ def test_help_explains_every_option(capsys):
     out = capsys.readouterr().out
     for option in ("--motion_speed", "--context_overlap", "--video_guidance_scale_end", "--overwrite", "--controlnet"):
         assert option in out
+
+
+def test_help_of_download_shows_how_it_is_used(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["models", "download", "-h"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "--to DIR" in out and "HF_ENDPOINT" in out and "~/ComfyUI" in out

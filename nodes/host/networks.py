@@ -1,6 +1,6 @@
 """MuseV's networks in ComfyUI's care: built from its casting layers, moved and freed by its model management."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +128,11 @@ def load_motion(path: str, dtype: torch.dtype | None = None) -> Motion:
     return Motion(config, tree, _managed(tree, dtype), Path(path).name)
 
 
-def load_reference_net(path: str, dtype: torch.dtype | None = None) -> HostedReferenceNet:
+def load_reference_net(path: str, dtype: torch.dtype | None = None, *, num_heads: int = 8) -> HostedReferenceNet:
     """The ReferenceNet, or the same part of a UNet under diffusers names (musev.md 3).
+
+    Args:
+        num_heads: of its attention; no tensor shows it, and the published config.json is wrong in places.
 
     Raises:
         CheckpointError: another kind of file, or a damaged one.
@@ -143,7 +146,7 @@ def load_reference_net(path: str, dtype: torch.dtype | None = None) -> HostedRef
             "motion/musev_referencenet/referencenet/diffusion_pytorch_model of the MuseV repository."
         )
     with torch.device("meta"):
-        net = ReferenceNet(unet_config_from_shapes(shapes), Layers(_casting))
+        net = ReferenceNet(replace(unet_config_from_shapes(shapes), num_heads=num_heads), Layers(_casting))
     expected = {name: tuple(x.shape) for name, x in net.state_dict().items()}
     found = select(tensors, expected, source=path, tolerate=("up_blocks.*", "conv_norm_out.*", "conv_out.*"))
     check_finite(found, path)
