@@ -149,4 +149,51 @@ class LoadIPAdapter(io.ComfyNode):
         return io.NodeOutput(load_ip_adapter(paths.find(paths.IP_ADAPTER, ip_adapter_name), _DTYPES[dtype]))
 
 
-NODES = [LoadMotion, LoadReferenceNet, LoadIPAdapter]
+class LoadDemo(io.ComfyNode):
+    """The model inside the pack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node as ComfyUI shows it."""
+        return io.Schema(
+            node_id="MuseV_LoadDemo",
+            display_name="Load MuseV Demo",
+            category=_CATEGORY,
+            description="A tiny model of 64 x 64 pixels inside the pack: everything MuseV needs, without a download, "
+            "fast on any CPU. To try graphs, not for pictures.",
+            inputs=[],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The base model, without motion."),
+                io.Clip.Output(display_name="clip", tooltip="Its text encoder; it knows the captions of a toy world."),
+                io.Vae.Output(display_name="vae", tooltip="Its VAE."),
+                Motion.Output(display_name="motion", tooltip="Its motion model, a small musev_referencenet."),
+                ReferenceNet.Output(display_name="reference_net", tooltip="Its ReferenceNet."),
+                IPAdapter.Output(display_name="ip_adapter", tooltip="Its image projection."),
+                io.ClipVision.Output(display_name="clip_vision", tooltip="Its image encoder."),
+                io.ControlNet.Output(display_name="control_net", tooltip="A ControlNet for the toy world's poses."),
+                io.Image.Output(display_name="image", tooltip="A start picture, 64 x 64 pixels."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        """Builds ComfyUI's objects around the demo's weights."""
+        from .host import demo
+
+        networks = demo.networks()
+        weights = {name: net.state_dict() for name, net in networks.named().items()}
+        config = networks.unet.config
+        return io.NodeOutput(
+            demo.model(weights["unet"], config),
+            demo.clip(weights["text_encoder"]),
+            demo.vae(weights["vae"]),
+            demo.motion(weights["unet"]),
+            demo.reference_net(weights["reference_net"]),
+            demo.ip_adapter(weights["image_projection"]),
+            demo.clip_vision(weights["image_encoder"]),
+            demo.control_net(weights["controlnet"], config),
+            demo.picture(),
+        )
+
+
+NODES = [LoadMotion, LoadReferenceNet, LoadIPAdapter, LoadDemo]

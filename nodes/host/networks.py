@@ -1,6 +1,8 @@
 """MuseV's networks in ComfyUI's care: built from its casting layers, moved and freed by its model management."""
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...musev_core.config import ImageProjectionConfig, UNetConfig
 from ...musev_core.errors import CheckpointError
@@ -96,7 +98,16 @@ def _dtype(given: torch.dtype | None, parameters: int) -> torch.dtype:
     return comfy.model_management.unet_dtype(device=comfy.model_management.get_torch_device(), model_params=parameters)
 
 
-def _assign(net: nn.Module, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+def _config_json(path: str) -> dict[str, Any]:
+    """What lies beside a weight file; only what leaves no trace in the tensors is taken from it."""
+    file = Path(path).parent / "config.json"
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is no readable JSON: {error}") from error
+
+
+def _assign(net: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     net.load_state_dict({name: x.to(dtype) for name, x in tensors.items()}, assign=True)
 
 
@@ -117,22 +128,25 @@ def load_motion(path: str, dtype: torch.dtype | None = None) -> Motion:
             f"A MuseV motion model was expected, but {Path(path).name} is {describe(kind)}. Choose "
             "motion/<variant>/unet/diffusion_pytorch_model of the MuseV repository."
         )
-    config = unet_config_from_shapes(shapes)
+    return motion_from(tensors, unet_config_from_shapes(shapes, _config_json(path)), path, dtype)
+
+
+def motion_from(
+    tensors: Mapping[str, Tensor], config: UNetConfig, source: str, dtype: torch.dtype | None = None
+) -> Motion:
+    """The motion model of a UNet's tensors; `source` is the file they are from."""
     with torch.device("meta"):
         tree = MuseVUNet(config, Layers(_motion_only))
     expected = {name: tuple(x.shape) for name, x in tree.state_dict().items()}
-    found = select(motion_tensors(tensors), expected, source=path, tolerate=("*.ip_adapter_face_to_*",))
-    check_finite(found, path)
+    found = select(motion_tensors(tensors), expected, source=source, tolerate=("*.ip_adapter_face_to_*",))
+    check_finite(found, source)
     dtype = _dtype(dtype, sum(x.numel() for x in found.values()))
     _assign(tree, found, dtype)
-    return Motion(config, tree, _managed(tree, dtype), Path(path).name)
+    return Motion(config, tree, _managed(tree, dtype), Path(source).name)
 
 
-def load_reference_net(path: str, dtype: torch.dtype | None = None, *, num_heads: int = 8) -> HostedReferenceNet:
+def load_reference_net(path: str, dtype: torch.dtype | None = None) -> HostedReferenceNet:
     """The ReferenceNet, or the same part of a UNet under diffusers names (musev.md 3).
-
-    Args:
-        num_heads: of its attention; no tensor shows it, and the published config.json is wrong in places.
 
     Raises:
         CheckpointError: another kind of file, or a damaged one.
@@ -145,14 +159,22 @@ def load_reference_net(path: str, dtype: torch.dtype | None = None, *, num_heads
             f"A MuseV ReferenceNet was expected, but {Path(path).name} is {describe(kind)}. Choose "
             "motion/musev_referencenet/referencenet/diffusion_pytorch_model of the MuseV repository."
         )
+    # sizes come from the tensors: those in the published config.json are wrong (musev.md 7)
+    return reference_net_from(tensors, unet_config_from_shapes(shapes, _config_json(path)), path, dtype)
+
+
+def reference_net_from(
+    tensors: Mapping[str, Tensor], config: UNetConfig, source: str, dtype: torch.dtype | None = None
+) -> HostedReferenceNet:
+    """The ReferenceNet of these tensors; `source` is the file they are from."""
     with torch.device("meta"):
-        net = ReferenceNet(replace(unet_config_from_shapes(shapes), num_heads=num_heads), Layers(_casting))
+        net = ReferenceNet(config, Layers(_casting))
     expected = {name: tuple(x.shape) for name, x in net.state_dict().items()}
-    found = select(tensors, expected, source=path, tolerate=("up_blocks.*", "conv_norm_out.*", "conv_out.*"))
-    check_finite(found, path)
+    found = select(tensors, expected, source=source, tolerate=("up_blocks.*", "conv_norm_out.*", "conv_out.*"))
+    check_finite(found, source)
     dtype = _dtype(dtype, sum(x.numel() for x in found.values()))
     _assign(net, found, dtype)
-    return HostedReferenceNet(net, _managed(net, dtype), Path(path).name)
+    return HostedReferenceNet(net, _managed(net, dtype), Path(source).name)
 
 
 def load_ip_adapter(path: str, dtype: torch.dtype | None = None) -> HostedIPAdapter:
@@ -170,11 +192,21 @@ def load_ip_adapter(path: str, dtype: torch.dtype | None = None) -> HostedIPAdap
             f"An IP-Adapter or MuseV's image projection was expected, but {Path(path).name} is {describe(kind)}."
         )
     projection, attention = split_ip_adapter(tensors)
+    return ip_adapter_from(projection, attention, path, dtype)
+
+
+def ip_adapter_from(
+    projection: Mapping[str, Tensor],
+    attention: Mapping[str, Tensor],
+    source: str,
+    dtype: torch.dtype | None = None,
+) -> HostedIPAdapter:
+    """An adapter of a projection's tensors and an IP-Adapter file's attention; `source` is the file they are from."""
     config = image_projection_config({name: tuple(x.shape) for name, x in projection.items()})
     with torch.device("meta"):
         net = image_projection(config)
     expected = {name: tuple(x.shape) for name, x in net.state_dict().items()}
-    _assign(net, select(projection, expected, source=path), torch.float32)
+    _assign(net, select(projection, expected, source=source), torch.float32)
     patchers = [_managed(net, torch.float32)]
     layers: dict[str, nn.Module] = {}
     weights = {name: x for name, x in attention.items() if name.endswith(("to_k_ip.weight", "to_v_ip.weight"))}
@@ -191,8 +223,8 @@ def load_ip_adapter(path: str, dtype: torch.dtype | None = None) -> HostedIPAdap
         net,
         layers,
         tuple(patchers),
-        Path(path).name,
-        read_faceid_lora(attention, source=path) if face and any("_lora." in name for name in attention) else None,
+        Path(source).name,
+        read_faceid_lora(attention, source=source) if face and any("_lora." in name for name in attention) else None,
     )
 
 

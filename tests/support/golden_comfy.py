@@ -1,5 +1,6 @@
 """The golden set's models as ComfyUI's own objects: the networks of size `comfy` with the weights of FORMAT.md."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -8,15 +9,16 @@ import comfy.model_patcher
 import comfy.sample
 import comfy.supported_models
 import torch
-from musev_pack.nodes.host import networks
-from musev_pack.nodes.host.options import ImagePromptOptions, MotionOptions, ReferenceOptions
-from musev_pack.nodes.host.patching import with_options
 
 from musev_core.config import UNetConfig
 from musev_core.denoise.noise import NoiseOptions
 from musev_core.denoise.windows import WindowOptions
 from musev_core.images import clip_pixel_values
 from musev_core.weights.keymaps import motion_tensors, unet_ldm_to_diffusers
+from musev_pack.nodes.host import networks
+from musev_pack.nodes.host.demo import comfy_unet_config
+from musev_pack.nodes.host.options import ImagePromptOptions, MotionOptions, ReferenceOptions
+from musev_pack.nodes.host.patching import with_options
 
 from . import golden_models
 from .golden_replay import GoldenSet
@@ -29,31 +31,6 @@ CPU = torch.device("cpu")
 @cache
 def goldens() -> GoldenSet:
     return GoldenSet(Path(__file__).parents[1] / "goldens" / "public")
-
-
-def comfy_unet_config(config: UNetConfig) -> dict:
-    """ComfyUI's description of a Stable Diffusion UNet of these sizes."""
-    widths, layers = config.block_out_channels, config.layers_per_block
-    cross = [int(x) for x in config.cross_attention_blocks]
-    return {
-        "image_size": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "model_channels": widths[0],
-        "num_res_blocks": [layers] * len(widths),
-        "channel_mult": tuple(width // widths[0] for width in widths),
-        "num_heads": config.num_heads,
-        "context_dim": config.context_dim,
-        "transformer_depth": [x for x in cross for _ in range(layers)],
-        # ComfyUI pops them from the end
-        "transformer_depth_output": [x for x in cross for _ in range(layers + 1)],
-        "transformer_depth_middle": 1,
-        "use_spatial_transformer": True,
-        "use_linear_in_transformer": False,
-        "adm_in_channels": None,
-        "use_temporal_attention": False,
-        "legacy": False,
-    }
 
 
 def base_model(weights: dict[str, torch.Tensor], config: UNetConfig, dtype=torch.float32, cast=None):
@@ -95,6 +72,7 @@ def golden_motion(arch: str, folder: Path, dtype=torch.float32) -> networks.Moti
 def reference_net_file(folder: Path) -> str:
     from safetensors.torch import save_file
 
+    (folder / "config.json").write_text(json.dumps({"attention_head_dim": 4}))  # leaves no trace in the tensors
     path = folder / "referencenet.safetensors"
     save_file(golden_models.reference_net(SIZE, 0).state_dict(), path)
     return str(path)
@@ -144,7 +122,7 @@ def golden_model(case: dict, folder: Path, base=None, **changes):
     }
     if case["model"]["reference_net"]:
         options["reference"] = ReferenceOptions(
-            networks.load_reference_net(reference_net_file(folder), torch.float32, num_heads=4),
+            networks.load_reference_net(reference_net_file(folder), torch.float32),
             GoldenVAE(),
             golden_pictures(case, "reference_image"),
         )
