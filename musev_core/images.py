@@ -255,9 +255,9 @@ def match_histograms(frames: torch.Tensor, target: torch.Tensor) -> torch.Tensor
 
     Raises:
         MuseVError: a wrong shape or dtype, or more than one target picture.
+        MissingPackageError: scikit-image is not installed.
     """
-    from skimage import exposure
-
+    exposure = require("skimage.exposure", install="scikit-image", purpose="Matching histograms")
     source = to_uint8(frames, truncate=True)
     reference = to_uint8(target, name="target", truncate=True)
     if len(reference) != 1:
