@@ -1,7 +1,7 @@
 """From a task of a task file to a request for the pipeline, and to a file on disk (extra.md 2)."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..control import preprocessor
 from ..denoise.denoiser import DenoiserOptions
 from ..denoise.noise import NoiseOptions
 from ..denoise.windows import WindowOptions
 from ..errors import MuseVError
 from ..images import fit_images, fit_video, load_images, to_uint8
 from ..pipeline import ControlInput, PictureNetwork, SamplingOptions, VideoRequest, VideoResult
+from ..pose.preprocessors import ControlPreprocessor, check_preprocessor
 from ..video import read_video
 from .results import frame_size
 from .task import Task
@@ -25,12 +25,19 @@ log = logging.getLogger(__name__)
 
 
 def video_request(
-    task: Task, *, controlnets: Mapping[str, Any] | None = None, scheduler: str = "euler"
+    task: Task,
+    *,
+    controlnets: Mapping[str, Any] | None = None,
+    annotators: Sequence[str | Path] = (),
+    device: str | torch.device = "cpu",
+    scheduler: str = "euler",
 ) -> VideoRequest:
     """The request a task stands for; pictures and videos are read here.
 
     Args:
         controlnets: ControlNet per name of `task.controlnet_name`.
+        annotators: folders with the weight files of control preprocessors.
+        device: where these run.
         scheduler: of all runs, e.g. `lcm` with the LCM LoRA.
     """
     width, height = frame_size(task)
@@ -93,7 +100,7 @@ def video_request(
         video=frames if task.which2video == "video" else None,
         video_strength=task.video_strength,
         video_has_condition=task.video_has_condition,
-        controls=[] if frames is None else _controls(task, frames, controlnets or {}),
+        controls=[] if frames is None else _controls(task, frames, controlnets or {}, annotators, device),
         reference_image=pictures(task.refer_image),
         image_prompt=pictures(task.ipadapter_image),
         face_image=pictures(task.face_image),
@@ -123,8 +130,8 @@ def without_unused_pictures(request: VideoRequest, networks: Mapping[str, Pictur
     return replace(request, **dict.fromkeys(unused))
 
 
-def check_controls(task: Task, controlnets: Iterable[str]) -> None:
-    """Raises MuseVError for a ControlNet or preprocessor a task names and this run does not have."""
+def check_controls(task: Task, controlnets: Iterable[str], annotators: Sequence[str | Path] = ()) -> None:
+    """Raises MuseVError for a ControlNet, a preprocessor or its weights a task needs and this run does not have."""
     known = list(controlnets)
     for name in task.controlnet_name:
         if name not in known:
@@ -133,16 +140,22 @@ def check_controls(task: Task, controlnets: Iterable[str]) -> None:
                 + (f" (given: {', '.join(known)})" if known else "")
             )
         if not task.video_is_middle:
-            preprocessor(name)
+            check_preprocessor(name, annotators)
 
 
-def _controls(task: Task, frames: Tensor, controlnets: Mapping[str, Any]) -> list[ControlInput]:
-    check_controls(task, controlnets)
+def _controls(
+    task: Task,
+    frames: Tensor,
+    controlnets: Mapping[str, Any],
+    annotators: Sequence[str | Path],
+    device: str | torch.device,
+) -> list[ControlInput]:
+    check_controls(task, controlnets, annotators)
     return [
         ControlInput(
             controlnets[name],
             frames,
-            preprocessor=None if task.video_is_middle else preprocessor(name),
+            preprocessor=None if task.video_is_middle else ControlPreprocessor(name, folders=annotators, device=device),
             scale=task.controlnet_conditioning_scale,
             start=task.control_guidance_start,
             end=task.control_guidance_end,

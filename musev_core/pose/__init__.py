@@ -1,0 +1,1 @@
+"""Poses and control maps: keypoints, drawing, alignment to a reference, preprocessors by name."""
