@@ -110,6 +110,10 @@ def _add_model_arguments(group: Any) -> None:
         help="where the ControlNet for a preprocessor is, e.g. canny=control_v11p_sd15_canny; repeatable",
     )  # fmt: skip
     group.add_argument(
+        "--annotators", action="append", default=[], metavar="DIR",
+        help="folder with the weight files of control preprocessors (musev models download preprocessor_NAME); repeatable",
+    )  # fmt: skip
+    group.add_argument(
         "--scheduler", default=None, help="euler, euler_leading, ddim or lcm; default: euler, lcm with --lcm"
     )
     group.add_argument("--device", default=None, help="default: the accelerator if there is one")
@@ -154,7 +158,7 @@ def generate(options: argparse.Namespace) -> int:
     tasks = load_tasks(path, defaults=defaults, targets=targets)
     controlnets = _named_paths(options.controlnet)
     for task in tasks:
-        check_controls(task, controlnets)
+        check_controls(task, controlnets, options.annotators)
     progress = TerminalProgress()
     for entry in pick(load_model_table(options.base), options.sd_model_name):
         suiting = [task for task in tasks if entry.suits(style=task.style, sex=task.sex)]
@@ -223,7 +227,13 @@ def _run_job(
     from .video import VideoWriter
 
     log.info("task %s, seed %d", task.name, seed)
-    request = video_request(task, controlnets=controlnets, scheduler=scheduler)
+    request = video_request(
+        task,
+        controlnets=controlnets,
+        annotators=options.annotators,
+        device=pipeline.device,
+        scheduler=scheduler,
+    )
     request = without_unused_pictures(request, pipeline.picture_networks())
     steps = {"first frame": request.first_frame.num_steps, "video": request.sampling.num_steps}
     generator = torch.Generator().manual_seed(seed)
