@@ -1,6 +1,6 @@
 """From pictures to what the networks take, and back: VAE latents, image prompt tokens, face tokens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .decoding import decode_latents as decode_latents
 from .errors import MuseVError, require
 from .images import clip_pixel_values, to_uint8, to_vae_input
 
@@ -24,14 +25,6 @@ def encode_latents(vae: Any, frames: Tensor, *, batch: int = 8) -> Tensor:
     pixels = to_vae_input(frames)
     means = [vae.encode(_placed(part, vae)).latent_dist.mean.float() for part in pixels.split(batch)]
     return (torch.cat(means) * vae.config.scaling_factor).transpose(0, 1)
-
-
-@torch.no_grad()
-def decode_latents(vae: Any, latents: Tensor, *, batch: int = 4) -> Iterator[Tensor]:
-    """Frames `(k, H, W, 3)` in 0..1 of `latents (4, frames, h, w)`, a few at a time, as they are ready."""
-    for part in latents.transpose(0, 1).split(batch):
-        pixels = vae.decode(_placed(part / vae.config.scaling_factor, vae)).sample
-        yield (pixels.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu()
 
 
 @dataclass

@@ -111,7 +111,7 @@ def _add_model_arguments(group: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         "--annotators", action="append", default=[], metavar="DIR",
-        help="folder with the weight files of control preprocessors (musev models download preprocessor_NAME); repeatable",
+        help="folder with weights of control preprocessors (musev models download preprocessor_NAME); repeatable",
     )  # fmt: skip
     group.add_argument(
         "--scheduler", default=None, help="euler, euler_leading, ddim or lcm; default: euler, lcm with --lcm"

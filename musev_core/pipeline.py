@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from .config import UNetConfig
+from .decoding import LatentDecoder, decode_latents
 from .denoise.control import Control
 from .denoise.denoiser import ClipDenoiser, DenoiserOptions
 from .denoise.guidance import guidance_schedule, guide
 from .denoise.noise import Generator, NoiseOptions, image_based_noise, noise_source, video_noise
 from .denoise.schedulers import SchedulerConfig, VideoScheduler, check_steps, scheduler_config
-from .encoders import FacePromptEncoder, ImagePromptEncoder, decode_latents, encode_latents
+from .encoders import FacePromptEncoder, ImagePromptEncoder, encode_latents
 from .errors import Cancelled, MuseVError
 from .images import match_histograms
+from .models.compilation import compile_network
 from .models.conditions import ClipConditions
 from .text import encode_prompts
 
@@ -244,10 +246,18 @@ class VideoResult:
     def __len__(self) -> int:
         return self.latents.shape[1]
 
-    def frames(self, *, batch: int = 4) -> Iterator[Tensor]:
-        """Frames `(k, H, W, 3)` in 0..1, a few at a time, so that a long video never is in memory as pixels."""
+    def frames(
+        self, *, batch: int | None = None, decoder: LatentDecoder | None = None, dtype: torch.dtype | None = None
+    ) -> Iterator[Tensor]:
+        """Frames `(k, H, W, 3)` in 0..1, a few at a time, so that a long video never is in memory as pixels.
+
+        Args:
+            batch: how many at once; default: as many as fit in memory.
+            decoder: another than the pipeline's VAE, e.g. a fast TAESD for a look.
+            dtype: precision; default: what is safe, see `musev_core.decoding`.
+        """
         first: Tensor | None = None
-        for part in decode_latents(self.vae, self.latents, batch=batch):
+        for part in decode_latents(decoder or self.vae, self.latents, batch=batch, dtype=dtype):
             if self.match_histogram:
                 if first is None:
                     first, part = part[:1], part[1:]
@@ -257,16 +267,16 @@ class VideoResult:
             else:
                 yield part
 
-    def video(self) -> Tensor:
-        """All frames `(frames, H, W, 3)` in 0..1."""
-        return torch.cat(list(self.frames()))
+    def video(self, **options: Any) -> Tensor:
+        """All frames `(frames, H, W, 3)` in 0..1; `options` as for `frames`."""
+        return torch.cat(list(self.frames(**options)))
 
-    def save(self, path: str, *, fps: float, overwrite: bool = False) -> str:
-        """Writes the video while it is decoded; the suffix decides the format."""
+    def save(self, path: str, *, fps: float, overwrite: bool = False, **options: Any) -> str:
+        """Writes the video while it is decoded; the suffix decides the format, `options` are as for `frames`."""
         from .video import VideoWriter
 
         with VideoWriter(path, fps=fps, overwrite=overwrite) as writer:
-            for part in self.frames():
+            for part in self.frames(**options):
                 writer.write(part)
         return str(writer.path)
 
@@ -303,16 +313,19 @@ class MuseVPipeline:
         return next(self.unet.parameters()).device
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "MuseVPipeline":
-        """Moves the networks; the VAE keeps its precision, since it may overflow in float16."""
+        """Moves the networks; the VAE keeps its precision (`musev_core.decoding` says in which it decodes)."""
         for net in (self.unet, self.text_encoder, self.reference_net, *self._prompt_networks()):
             if net is not None:
                 net.to(device=device, dtype=dtype)
         self.vae.to(device=device)
         return self
 
-    def compile(self, **options: Any) -> "MuseVPipeline":
-        """Compiles the UNet with torch.compile at its first call for each shape; the other networks run as they are."""
-        self.unet.compile(**({"fullgraph": True} | options))
+    def compile(self, *, graphs: bool = False, **options: Any) -> "MuseVPipeline":
+        """Compiles the UNet at its first call for each shape, with CUDA graphs on request; see `compile_network`.
+
+        The other networks run as they are.
+        """
+        compile_network(self.unet, graphs=graphs, **options)
         return self
 
     def _prompt_networks(self) -> Iterator[Any]:

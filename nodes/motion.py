@@ -11,6 +11,7 @@ from .host.patching import with_options
 from .sockets import CATEGORY, Motion, span_inputs, window_inputs
 
 _MODEL = CATEGORY + "/model"
+_ANY_ORDER = "A Stable Diffusion 1.5 model. Apply MuseV Motion may come before or after this node."
 
 
 class ApplyMotion(io.ComfyNode):
@@ -34,8 +35,8 @@ class ApplyMotion(io.ComfyNode):
                     min=0.0,
                     max=64.0,
                     step=0.5,
-                    tooltip="How far apart in time frames are, as in training: 8 is slow, 16 fast; beyond that the "
-                    "model guesses. The variant musev ignores it.",
+                    tooltip="How far apart in time neighbouring frames are. Trained from 8 (slow) to 16 (fast); "
+                    "outside of that the model guesses. The motion model musev ignores it.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -43,15 +44,15 @@ class ApplyMotion(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.01,
-                    tooltip="Factor of everything the temporal layers add. 1 is as trained, less moves less and "
-                    "flickers more, 0 is as if this node were not there.",
+                    tooltip="Factor of everything the temporal layers add. 1 is as trained; less holds the frames "
+                    "together less, so they flicker; 0 is as if this node were not there.",
                 ),
                 *span_inputs("the motion model takes part"),
                 io.Mask.Input(
                     "frame_strength",
                     optional=True,
-                    tooltip="One mask per frame of the clip (condition frames included): its mean, 0..1, multiplies "
-                    "the strength for that frame.",
+                    tooltip="One mask per frame of the clip (condition frames included), or one for all: its mean, "
+                    "0..1, multiplies the strength for that frame.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same model, now sampling videos.")],
@@ -85,7 +86,7 @@ class ContextWindows(io.ComfyNode):
             description="Cuts a long clip into windows which are denoised side by side and fused, so that length is "
             "unlimited. Apply MuseV Motion alone uses 12 frames, overlap 4, linear.",
             inputs=[
-                io.Model.Input("model", tooltip="A model with or before Apply MuseV Motion."),
+                io.Model.Input("model", tooltip=_ANY_ORDER),
                 *window_inputs(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with these windows.")],
@@ -111,7 +112,7 @@ class Noise(io.ComfyNode):
             description="Chooses how alike the noise of the frames is. Apply MuseV Motion alone uses video_fusion with "
             "0.5 and an image weight of 0.001.",
             inputs=[
-                io.Model.Input("model", tooltip="A model with or before Apply MuseV Motion."),
+                io.Model.Input("model", tooltip=_ANY_ORDER),
                 io.Combo.Input(
                     "noise_type",
                     options=list(NOISE_TYPES),
@@ -168,7 +169,7 @@ class GuidanceSchedule(io.ComfyNode):
             description="Changes the guidance scale (cfg) over the steps and overrides the sampler's own cfg value. "
             "Steps at 1 need half the time.",
             inputs=[
-                io.Model.Input("model", tooltip="A model with or before Apply MuseV Motion."),
+                io.Model.Input("model", tooltip=_ANY_ORDER),
                 io.Float.Input(
                     "start",
                     default=3.5,
@@ -184,14 +185,15 @@ class GuidanceSchedule(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Guidance scale of the last step. Lower than the start gives softer, less burnt pictures.",
+                    tooltip="Guidance scale of the last step. Lower than start gives softer pictures with less burnt "
+                    "colours.",
                 ),
                 io.Combo.Input(
                     "curve",
                     options=list(GUIDANCE_METHODS),
                     default="linear",
-                    tooltip="linear: even steps from start to end. two_stage: half and half. three_stage: thirds with "
-                    "the mean between. fix_two_stage: three steps at start, the rest at end.",
+                    tooltip="linear: even steps from start to end. two_stage: half and half. three_stage: thirds, the "
+                    "middle one at the mean, rounded down. fix_two_stage: three steps at start, the rest at end.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with this guidance.")],

@@ -46,7 +46,7 @@ class ApplyReferenceNet(io.ComfyNode):
                 _model_input(),
                 ReferenceNet.Input("reference_net", tooltip="The network, from Load MuseV ReferenceNet."),
                 io.Vae.Input("vae", tooltip="The VAE which encodes the pictures: that of the checkpoint."),
-                _images("to look at; each costs time and memory once per video, and some at every step"),
+                _images("to look at. Each costs memory, and time at every step"),
                 io.Float.Input(
                     "strength",
                     default=1.0,

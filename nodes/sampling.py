@@ -74,7 +74,8 @@ class SampleVideo(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How far the result may leave a given video, 0..1. 1 starts from pure noise.",
+                    tooltip="How far the result may leave the frames of the latent, 0..1. 1 starts from pure noise, "
+                    "which is right for Image to Video.",
                 ),
                 io.Float.Input(
                     "cfg_end",
@@ -82,13 +83,16 @@ class SampleVideo(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Guidance scale of the last step; the same as cfg keeps it constant.",
+                    tooltip="Guidance scale of the last step. Lower than cfg gives softer pictures; the same as cfg "
+                    "keeps it constant.",
                 ),
                 io.Combo.Input(
                     "guidance_curve",
                     options=list(GUIDANCE_METHODS),
                     default="linear",
-                    tooltip="How guidance goes from cfg to cfg_end: evenly, in two or three stages, or after 3 steps.",
+                    tooltip="How guidance goes from cfg to cfg_end. linear: evenly. two_stage: half and half. "
+                    "three_stage: thirds, the middle one at the mean, rounded down. fix_two_stage: three steps at "
+                    "cfg, the rest at cfg_end.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The clip; decode it with VAE Decode.")],
@@ -122,13 +126,15 @@ class SampleVideo(io.ComfyNode):
             )
         if cfg_end != cfg:
             model = with_options(model, guidance=GuidanceOptions(cfg, cfg_end, guidance_curve))
-        sigmas = sigmas_of(model, scheduler, steps, denoise)
+        if scheduler == ORIGINAL:
+            model = with_options(model, fractional_time=True)
+        sigmas = sigmas_of(model, scheduler, steps, denoise, sampler_name)
         if len(sigmas) == 0:
             return io.NodeOutput(latent)
         callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
         out = comfy.sample.sample_custom(
             model,
-            comfy.sample.prepare_noise(samples, seed),
+            comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
             cfg,
             comfy.samplers.sampler_object(sampler_name),
             sigmas,

@@ -45,8 +45,8 @@ def window_inputs() -> list[io.Input]:
             default=12,
             min=1,
             max=512,
-            tooltip="Frames denoised together, condition frames not counted. The models were trained with 12: longer "
-            "windows need more memory and drift out of what was trained, shorter ones jump.",
+            tooltip="Frames denoised together, condition frames not counted. 12 is MuseV's: longer windows need more "
+            "memory and leave what was trained, shorter ones jump.",
         ),
         io.Int.Input(
             "context_overlap",
@@ -66,8 +66,8 @@ def window_inputs() -> list[io.Input]:
             "fuse",
             options=list(FUSIONS),
             default="linear",
-            tooltip="Weights of a window's frames where windows overlap. linear and pyramid hide the seams; flat is "
-            "the original's mean.",
+            tooltip="How windows are blended where they overlap. linear and pyramid count a frame less near the end of "
+            "its window, which hides the seams; flat is the original's plain mean.",
         ),
         io.Int.Input(
             "shift",

@@ -89,7 +89,7 @@ class MatchColor(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="0 leaves the frames as they are, 1 matches fully.",
+                    tooltip="Share of the correction, 0..1. 0 leaves the frames as they are, 1 matches fully.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The frames with matched colours.")],

@@ -1,5 +1,6 @@
 """Leaf layers have the published names and shapes and may belong to a host; all attention goes through one function."""
 
+import copy
 import json
 from collections import Counter
 from dataclasses import replace
@@ -18,6 +19,7 @@ from musev_core.config import MUSEV, MUSEV_REFERENCENET, SD15, VARIANTS, UNetCon
 from musev_core.models.attention import scaled_dot_product
 from musev_core.models.conditions import ClipConditions
 from musev_core.models.layers import Borrowed, Layers, hosted_layers, new_layers, norm_silu
+from musev_core.models.owned import lay_out_weights
 from musev_core.models.reference_fusion import ReferenceFusion
 from musev_core.models.reference_net import ReferenceNet
 from musev_core.models.temporal import TemporalSelfAttention
@@ -272,3 +274,100 @@ def test_a_hosts_norms_are_called_unless_it_gives_their_gains():
     assert len(calls) == 1
     torch.testing.assert_close(given, expected)
     assert not torch.allclose(called, expected)
+
+
+# weights of our own
+
+
+def laid_out(net: nn.Module | None = None) -> nn.Module:
+    net = copy.deepcopy(net or small.unet())
+    lay_out_weights(net)
+    return net
+
+
+def temporal_attentions(net: nn.Module) -> list[TemporalSelfAttention]:
+    return [m for m in net.modules() if isinstance(m, TemporalSelfAttention)]
+
+
+def projections_bytes(net: nn.Module) -> int:
+    return sum(x.nbytes for m in temporal_attentions(net) for x in (m.to_q.weight, m.to_k.weight, m.to_v.weight))
+
+
+def fused(net: nn.Module) -> tuple[Tensor, ClipConditions]:
+    """A prediction by our operators, and its clip with what was kept for it."""
+    clip = replace(small.full_clip())
+    with torch.no_grad(), kernels.use("on"):
+        return net(small.sample(), 500.0, clip, condition_frames=(0,)), clip
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    layout = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
+    return weight.is_contiguous(memory_format=layout)
+
+
+def test_laid_out_weights_keep_names_values_and_predictions() -> None:
+    plain, net = small.unet(), laid_out()
+    state, expected = net.state_dict(), plain.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(x, expected[name]) for name, x in state.items())
+    assert [name for name, _ in net.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    assert all(is_channels_last(m.weight) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+    assert small.distance(predict(net), predict(plain)) <= small.SAME
+
+
+def test_a_clip_keeps_no_copy_of_joined_projections() -> None:
+    plain, net = small.unet(), laid_out()
+    (expected, with_copies), (got, without) = fused(plain), fused(net)
+    assert torch.equal(got, expected)
+    assert with_copies.nbytes() - without.nbytes() == projections_bytes(net) > 0
+
+
+def test_projections_stay_joined_when_the_network_moves() -> None:
+    net = laid_out().float()
+    _, clip = fused(net.double())
+    _, copies = fused(small.unet())
+    assert copies.nbytes() - clip.nbytes() == projections_bytes(net)
+    assert all(m.projection is not None and m.projection.dtype == torch.float64 for m in temporal_attentions(net))
+
+
+def test_a_change_of_joined_weights_in_place_counts() -> None:
+    net = laid_out()
+    before, _ = fused(net)
+    with torch.no_grad():
+        temporal_attentions(net)[0].to_v.weight.mul_(2)
+    after, _ = fused(net)
+    assert small.distance(after, before) > 1e-4
+    assert small.distance(after, predict(net)) <= small.SAME
+
+
+@pytest.mark.parametrize("how", ["assigned", "copied"])
+def test_weights_that_were_replaced_are_not_mistaken_for_joined_ones(how: str) -> None:
+    net = laid_out()
+    if how == "assigned":
+        state = {name: x * 1.1 for name, x in net.state_dict().items()}
+        net.load_state_dict(state, assign=True)
+    else:
+        net = copy.deepcopy(net)
+        with torch.no_grad():
+            temporal_attentions(net)[0].to_v.weight.mul_(2)
+    assert small.distance(fused(net)[0], predict(net)) <= small.SAME
+
+
+def test_joined_weights_are_written_to_a_file_as_any_others(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    net = laid_out()
+    state = {name: x.contiguous() for name, x in net.state_dict().items()}
+    save_file(state, tmp_path / "unet.safetensors")
+    assert all(torch.equal(x, state[name]) for name, x in load_file(tmp_path / "unet.safetensors").items())
+
+
+def test_weights_of_a_host_are_not_rearranged(host: nn.Module) -> None:
+    net = hosted(host)
+    before = {name: (x.data_ptr(), x.stride()) for name, x in host.named_parameters()}
+    expected = predict(net)
+    lay_out_weights(net)
+    assert {name: (x.data_ptr(), x.stride()) for name, x in host.named_parameters()} == before
+    own = [m for m in net.modules() if isinstance(m, nn.Conv3d)]
+    assert own and all(is_channels_last(m.weight) for m in own)
+    assert small.distance(predict(net), expected) <= small.SAME

@@ -1,5 +1,6 @@
 """From files in the published layout to a pipeline which gives the same video as the networks in memory."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,8 @@ from musev_core.demo.untrained import letters_tokenizer
 from musev_core.encoders import ImagePromptEncoder
 from musev_core.errors import CheckpointError, MuseVError
 from musev_core.loading import LoraFile, ModelFiles, load_controlnet, load_pipeline
+from musev_core.models.owned import lay_out_weights
+from musev_core.models.temporal import TemporalSelfAttention
 from musev_core.pipeline import MuseVPipeline, SamplingOptions
 
 
@@ -27,12 +30,15 @@ def disk(tmp_path_factory):
 
 def in_memory(arch: str = "musev_referencenet") -> MuseVPipeline:
     size, seed = published.SIZE, published.SEED
+    unet, reference_net = copy.deepcopy(models.unet(arch, size, seed)), copy.deepcopy(models.reference_net(size, seed))
+    for net in (unet, reference_net):
+        lay_out_weights(net)
     return MuseVPipeline(
-        models.unet(arch, size, seed),
+        unet,
         models.vae(seed),
         letters_tokenizer(),
         models.text_encoder(seed),
-        None if arch == "musev" else models.reference_net(size, seed),
+        None if arch == "musev" else reference_net,
         None if arch == "musev" else ImagePromptEncoder(models.image_encoder(seed), models.projection("plain", seed)),
     )
 
@@ -60,6 +66,18 @@ def expected():
 
 def test_the_published_layout_gives_the_same_video(disk, expected):
     assert torch.equal(video(load_pipeline(files(disk), device="cpu")), expected)
+
+
+def test_the_weights_are_laid_out_as_the_layers_read_them(disk):
+    pipeline = load_pipeline(files(disk), device="cpu", dtype=torch.bfloat16)
+    for net in (pipeline.unet, pipeline.reference_net):
+        convolutions = [m.weight for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert convolutions and all(w.is_contiguous(memory_format=torch.channels_last) for w in convolutions)
+    attentions = [m for m in pipeline.unet.modules() if isinstance(m, TemporalSelfAttention)]
+    assert attentions
+    for m in attentions:
+        storages = {x.untyped_storage().data_ptr() for x in (m.to_q.weight, m.to_k.weight, m.to_v.weight, m.projection)}
+        assert len(storages) == 1
 
 
 def test_a_single_checkpoint_file_as_base_gives_the_same_video(disk, expected):

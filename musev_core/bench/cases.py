@@ -3,6 +3,7 @@
 The only file of the benchmark that knows the networks' interface.
 """
 
+import copy
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
@@ -19,8 +20,10 @@ from ..denoise.denoiser import ClipDenoiser, DenoiserOptions
 from ..denoise.windows import WindowOptions, context_windows
 from ..errors import MuseVError
 from ..models.attention import use_attention
+from ..models.compilation import compile_network
 from ..models.conditions import ClipConditions, ReferenceFeatures
 from ..models.layers import Layers, new_layers
+from ..models.owned import lay_out_weights
 from ..models.unet import MuseVUNet
 
 BRANCHES = ("both", "split", "one")
@@ -109,19 +112,20 @@ class Options:
     Args:
         kernels: see `musev_core.kernels.use`.
         attention: a name in `attention_backends()`.
-        compiled: through `torch.compile`.
+        compiled: through `torch.compile`; graphs: and recorded as CUDA graphs.
         windows_per_call: windows evaluated at once.
     """
 
     kernels: str = "auto"
     attention: str = "sdpa"
     compiled: bool = False
+    graphs: bool = False
     windows_per_call: int = 1
 
     def __str__(self) -> str:
         parts = [f"kernels {self.kernels}", self.attention]
         if self.compiled:
-            parts.append("compiled")
+            parts.append("compiled with CUDA graphs" if self.graphs else "compiled")
         if self.windows_per_call > 1:
             parts.append(f"{self.windows_per_call} windows per call")
         return ", ".join(parts)
@@ -165,8 +169,10 @@ def random_network(make: Callable[[Any], Network], case: Case, device: torch.dev
 
 
 def random_unet(case: Case, device: torch.device) -> MuseVUNet:
-    """The network of the case with random weights."""
-    return random_network(lambda operations: MuseVUNet(case.config, Layers(new_layers(operations))), case, device)
+    """The network of the case with random weights, laid out as loading does."""
+    unet = random_network(lambda operations: MuseVUNet(case.config, Layers(new_layers(operations))), case, device)
+    lay_out_weights(unet)
+    return unet
 
 
 def random_clip(case: Case, device: torch.device) -> ClipConditions:
@@ -243,6 +249,15 @@ def clip_step(case: Case, unet: nn.Module, clip: ClipConditions, options: Option
     latents = torch.randn((1, 4, frames, *case.latent_size), device=device, dtype=DTYPES[case.dtype])
     timestep = torch.full((), _TIMESTEP, device=device)
     return lambda: denoiser(latents, timestep, 0, 10)
+
+
+def compiled(unet: Network, options: Options) -> Network:
+    """The network as the options want it compiled, or as it is; it shares all layers with the given one."""
+    if not options.compiled:
+        return unet
+    network = copy.copy(unet)
+    compile_network(network, graphs=options.graphs)
+    return network
 
 
 _attention_of: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # where it is not the default

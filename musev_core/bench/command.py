@@ -22,6 +22,7 @@ from .cases import (
     Options,
     attention_backends,
     clip_step,
+    compiled,
     guidance_calls,
     part_of,
     random_clip,
@@ -199,7 +200,9 @@ def variations(case: Case, compared: list[str], device: torch.device) -> list[Op
     if "attention" in compared:
         found += [Options(attention=name) for name in attention_backends() if name != Options.attention]
     if "compile" in compared:
-        found += [Options(compiled=True), Options(kernels="off", compiled=True)][: 1 + (device.type == "cuda")]
+        found.append(Options(compiled=True))
+        if device.type == "cuda":
+            found += [Options(kernels="off", compiled=True), Options(compiled=True, graphs=True)]
     if "windows" in compared:
         found += [Options(windows_per_call=n) for n in (2, 4) if n <= len(case.windows)]
     return found
@@ -222,8 +225,7 @@ def _timed(
         calls[name] = clip_step(case, make(case, device), clip, Options())
         flops[name] = flops_of[name]
     for choice in variations(case, compared, device):
-        network = torch.compile(unet) if choice.compiled else unet
-        step = with_options(unet, choice)(clip_step(case, network, clip, choice))  # type: ignore[arg-type]
+        step = with_options(unet, choice)(clip_step(case, compiled(unet, choice), clip, choice))
         if choice == Options() or _works(step, choice):
             calls[str(choice)] = step
             flops[str(choice)] = flops_of[PLAIN]

@@ -64,7 +64,7 @@ def new_networks(vocabulary: int = sizes.TEXT["vocab_size"]) -> DemoNetworks:
 
     make_vae: Any = AutoencoderKL
     make_controlnet: Any = ControlNetModel
-    text = sizes.TEXT | {
+    text: dict[str, Any] = sizes.TEXT | {
         "vocab_size": vocabulary,
         "bos_token_id": vocabulary - 2,
         "eos_token_id": vocabulary - 1,

@@ -1,5 +1,8 @@
 """MuseV's layers over time: convolution (musev.md 2.3) and transformer (musev.md 2.4)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,7 +11,7 @@ from .. import kernels
 from .attention import AttentionFunction
 from .conditions import ClipConditions
 from .embeddings import FrameEmbedding
-from .layers import Group, Layers, add_and_norm, norm_silu, per_clip, scaled_residual
+from .layers import Group, Layers, add_and_norm, conv_over_time, norm_silu, scaled_residual
 from .transformer import FeedForward
 
 MAX_KERNEL_FRAMES = 32  # of the fused temporal attention
@@ -40,7 +43,7 @@ class TemporalConv(nn.Module):
         h = x
         for stage, (norm, conv) in _STAGES.items():
             layer: Group = getattr(self, stage)
-            h = per_clip(layer[conv], norm_silu(layer[norm], h, over_time=True))
+            h = conv_over_time(layer[conv], norm_silu(layer[norm], h, over_time=True))
         weight = self.constants(clip, h)
         return scaled_residual(x, h, weight if strength is None else weight * strength)
 
@@ -61,6 +64,9 @@ class TemporalSelfAttention(nn.Module):
         self.to_k = layers.linear("to_k", channels, channels, bias=False)
         self.to_v = layers.linear("to_v", channels, channels, bias=False)
         self.to_out = Group(_0=layers.at("to_out").linear("0", channels, channels))
+        # `to_q`, `to_k` and `to_v` in one piece of memory which is theirs, see `join_projections`
+        self.projection: Tensor | None
+        self.register_buffer("projection", None, persistent=False)
 
     def forward(self, x: Tensor, clip: ClipConditions) -> Tensor:
         """`(b, t, n, c)`."""
@@ -76,11 +82,55 @@ class TemporalSelfAttention(nn.Module):
         return self.to_out["0"](out)
 
     def constants(self, clip: ClipConditions) -> Tensor | None:
-        """The three projections as one, `(3 c, c)`; None where they are not plain layers of our own."""
-        layers = (self.to_q, self.to_k, self.to_v)
-        if any(getattr(type(layer), "forward", None) is not nn.Linear.forward for layer in layers):
+        """The three projections as one, `(3 c, c)`; None where they are not plain layers of our own.
+
+        The weights themselves where they are joined; otherwise a copy of them, kept in `clip`.
+        """
+        if not self._has_plain_projections():
             return None
-        return clip.once((self.name, "projection"), lambda: torch.cat([layer.weight for layer in layers]))
+        copy = clip.once((self.name, "projection"), self._copy_unless_joined)
+        return self.projection if copy is None else copy
+
+    def join_projections(self) -> None:
+        """Moves the weights of the three projections next to each other, so that no clip needs a copy of them.
+
+        Names and values stay. A host's layers are left alone, and so are projections of different types.
+        """
+        if not self._has_plain_projections() or len({layer.weight.dtype for layer in self._projections()}) > 1:
+            return
+        joined = torch.cat([layer.weight.detach() for layer in self._projections()])
+        for layer, part in zip(self._projections(), joined.chunk(3), strict=True):
+            layer.weight.data = part
+        self.projection = joined
+
+    def _projections(self) -> tuple[Any, Any, Any]:
+        return self.to_q, self.to_k, self.to_v
+
+    def _has_plain_projections(self) -> bool:
+        return all(getattr(type(layer), "forward", None) is nn.Linear.forward for layer in self._projections())
+
+    def _copy_unless_joined(self) -> Tensor | None:
+        weights = [layer.weight for layer in self._projections()]
+        # weights which were replaced since then, by a copy of the module or other parameters, are joined no longer
+        if self.projection is not None and all(map(_same_memory, weights, self.projection.chunk(3))):
+            return None
+        return torch.cat(weights)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TemporalSelfAttention":
+        """What `to`, `half` and the like call: they move every parameter on its own, so the three are joined again."""
+        was_joined, self.projection = self.projection is not None, None
+        super()._apply(fn, recurse)
+        if was_joined:
+            self.join_projections()
+        return self
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    # not `Tensor.is_set_to` and not `data_ptr`, which know nothing of fake tensors
+    def place(x: Tensor) -> tuple[Any, ...]:
+        return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride()
+
+    return place(a) == place(b)
 
 
 class TemporalTransformerBlock(nn.Module):
@@ -130,6 +180,10 @@ class TemporalTransformer(nn.Module):
         return scaled_residual(x, self.proj_out(h).view(x.shape), weight)
 
     def constants(self, frames: FrameEmbedding, clip: ClipConditions, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The projected frame embedding `(1 or b, t, c)`, and `|w|`."""
+        """The projected frame embedding `(1 or b, t, c)`, and `|w|`; those of the attention layers are made ready."""
+        if kernels.active(like):
+            for module in self.transformer_blocks.modules():
+                if isinstance(module, TemporalSelfAttention):
+                    module.constants(clip)
         weight = clip.once((self.name, "weight"), lambda: self.temporal_weight.abs().to(like))
         return frames.projected(self.name, self.frame_emb_proj, clip), weight

@@ -10,10 +10,13 @@ from ...musev_core.errors import MuseVError
 
 
 def check_hints(control: Any, num_frames: int) -> None:
-    """Raises MuseVError if a control has neither one hint nor one per frame of the clip."""
+    """Raises MuseVError if a control has neither one hint nor one per frame of the clip.
+
+    Advanced-ControlNet cuts by itself, and knows controls with a few key frames.
+    """
     while control is not None:
         hint = getattr(control, "cond_hint_original", None)
-        if isinstance(hint, Tensor) and hint.shape[0] not in (1, num_frames):
+        if isinstance(hint, Tensor) and hint.shape[0] not in (1, num_frames) and not hasattr(control, "sub_idxs"):
             raise MuseVError(
                 f"a ControlNet has {hint.shape[0]} control pictures, but the clip has {num_frames} frames (condition "
                 f"frames included). Give it {num_frames} pictures, or 1 for all frames; the first belongs to frame 0."
@@ -85,7 +88,10 @@ class ControlSlices:
             copied.context_length = len(self.frames)
             return copied
         copied.cond_hint = None
-        hint = control.cond_hint_original
-        if isinstance(hint, Tensor) and hint.shape[0] == self.num_frames > 1:
-            copied.cond_hint_original = hint[self.frames]
+        copied.cond_hint_original = self._of_frames(control.cond_hint_original)
+        if hasattr(control, "extra_concat_orig"):  # masks of inpainting ControlNets
+            copied.extra_concat_orig = [self._of_frames(x) for x in control.extra_concat_orig]
         return copied
+
+    def _of_frames(self, x: Any) -> Any:
+        return x[self.frames] if isinstance(x, Tensor) and x.shape[0] == self.num_frames > 1 else x

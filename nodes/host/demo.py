@@ -72,7 +72,7 @@ def model(tensors: dict[str, Tensor], config: UNetConfig) -> Any:
     comfy_config = comfy.supported_models.SD15(comfy_unet_config(config))
     comfy_config.unet_config["num_heads"] = config.num_heads
     comfy_config.set_inference_dtype(torch.float32, None)
-    base = comfy.model_base.BaseModel(comfy_config)
+    base = comfy.model_base.BaseModel(comfy_config, model_type=comfy.model_base.ModelType.V_PREDICTION)
     names = unet_ldm_to_diffusers(config)
     base.diffusion_model.load_state_dict({theirs: tensors[ours] for theirs, ours in names.items()})
     _regroup(base.diffusion_model)

@@ -95,6 +95,7 @@ class Options:
     windows: WindowOptions = field(default_factory=lambda: WindowOptions(fuse="linear"))
     noise: NoiseOptions = field(default_factory=NoiseOptions)
     original_scaling: bool = False
+    fractional_time: bool = False  # the network is told the exact time of a noise level, as by the original's Euler
     guidance: GuidanceOptions | None = None
     reference: ReferenceOptions | None = None
     image_prompt: ImagePromptOptions | None = None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...musev_core.models.attention import heads_first, heads_last
 from ...musev_core.models.conditions import ClipConditions
+from ...musev_core.models.layers import to_batch
 from ...musev_core.models.transformer import TransformerBlock, take_frames
 from .view import optimized_attention
 
@@ -28,9 +29,9 @@ def acts_before_prompt(transformer_options: dict[str, Any], control: dict[str, l
 
 
 def needed(transformer_options: dict[str, Any], control: dict[str, list] | None) -> bool:
-    """Whether there is anything to call at all."""
+    """Whether there is anything to call, or anybody who wants to know in which block we are."""
     found = (*transformer_options.get("patches", {}).values(), *transformer_options.get("patches_replace", {}).values())
-    return control is not None or any(found)
+    return control is not None or any(found) or "optimized_attention_override" in transformer_options
 
 
 class Patches:
@@ -61,21 +62,21 @@ class Patches:
         self.model_channels = model_channels
         self.layers_per_block = layers_per_block
         self.attention = any(self.patches.get(name) for name in _ATTENTION) or any(self.replace.values())
+        transformer_options["original_shape"] = list(inputs["x"].shape)
         transformer_options["transformer_index"] = 0
 
     # ------------------------------------------------------------------------------- blocks
 
     def time_embedding(self, emb: Tensor) -> Tensor:
         """`(1 or b, 1, dim)` to `(b, t, dim)` if there is a patch for it."""
+        rows = self.inputs["x"].shape[0]
+        flat = emb.expand(rows // self.frames, self.frames, -1).reshape(rows, -1)
         found = self.patches.get("emb_patch", ())
-        if found:
-            rows = self.inputs["x"].shape[0]
-            flat = emb.expand(rows // self.frames, self.frames, -1).reshape(rows, -1)
-            for patch in found:
-                flat = patch(flat, self.model_channels, self.options)
-            emb = flat.unflatten(0, (-1, self.frames))
-            self.inputs["emb"] = flat
-        return emb
+        for patch in found:
+            flat = patch(flat, self.model_channels, self.options)
+        self.inputs["emb"] = flat
+        self.options["block"] = ("input", 0)
+        return flat.unflatten(0, (-1, self.frames)) if found else emb
 
     def input_block(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Control residuals of T2I adapters, then patches before and after the skip connection."""
@@ -111,7 +112,14 @@ class Patches:
     def _add_control(self, x: Tensor, name: str) -> Tensor:
         residuals = (self.control or {}).get(name)
         residual = residuals.pop() if residuals else None
-        return x if residual is None else x + self._to_frames(residual).to(x.dtype)
+        if residual is None:
+            return x
+        rows = x.shape[0] * self.frames
+        residual = residual[:rows]
+        if residual.shape[0] != rows:
+            # one hint for all frames; and T2I adapters keep their answer when guidance begins or ends
+            residual = residual.repeat(rows // residual.shape[0], 1, 1, 1)
+        return x + self._to_frames(residual).to(x.dtype)
 
     def _pictures(self, x: Tensor, name: str) -> Tensor:
         found = self.patches.get(name, ())
@@ -140,16 +148,16 @@ class Patches:
         place = self._place(block.name)
         self.options["block"] = place
         self.options["block_index"] = 0
-        self.options["activations_shape"] = [x.shape[0] * x.shape[1], x.shape[3], *size]
+        self.options["activations_shape"] = [batch * x.shape[1], x.shape[3], *size]
         if not self.attention:
             return None
         extra = {name: value for name, value in self.options.items() if name not in ("patches", "patches_replace")}
         extra |= {"n_heads": block.attn1.heads, "dim_head": x.shape[3] // block.attn1.heads, "attn_precision": None}
         rows = x.flatten(0, 1)  # (b t, n, c)
-        out = self._self_attention(block, block.norm1(rows), condition_frames, place, extra)
-        rows = out + rows
+        rows = self._self_attention(block, block.norm1(rows), condition_frames, place, extra) + rows
         for patch in self.patches.get("middle_patch", ()):
             rows = patch(rows, extra)
+        rows = to_batch(rows.unflatten(0, (-1, self.frames)), batch).flatten(0, 1)  # the guidance branches part
         rows = self._cross_attention(block, block.norm2(rows), clip, place, extra, size) + rows
         rows = rows + block.ff(block.norm3(rows))
         self.options["transformer_index"] += 1
@@ -163,8 +171,9 @@ class Patches:
             n, context, value = patch(n, context, value, extra)
         attn = block.attn1
         q = attn.to_q(n)
-        k = self._beside_conditions(attn.to_k(context), condition_frames)
-        v = self._beside_conditions(attn.to_v(value), condition_frames)
+        tiles = q.shape[0] // context.shape[0]
+        k = self._beside_conditions(attn.to_k(context), condition_frames, tiles)
+        v = self._beside_conditions(attn.to_v(value), condition_frames, tiles)
         replacement = self._replacement("attn1", place)
         out = self._attend(attn, q, k, v) if replacement is None else replacement(q, k, v, extra)
         out = attn.to_out["0"](out[:, : q.shape[1]])  # some answer with as many tokens as there are keys
@@ -172,14 +181,18 @@ class Patches:
             out = patch(out, extra)
         return out
 
-    def _beside_conditions(self, x: Tensor, condition_frames: Sequence[int]) -> Tensor:
-        """Keys or values of every frame, with those of the condition frames behind them."""
+    def _beside_conditions(self, x: Tensor, condition_frames: Sequence[int], tiles: int) -> Tensor:
+        """Keys or values of every frame, with those of the condition frames behind them.
+
+        HyperTile cuts the queries into tiles, which become rows, and leaves it to the attention to deal the keys out to
+        them: so each tile gets its part of every frame.
+        """
         if not condition_frames:
             return x
-        windows = x.unflatten(0, (-1, self.frames))  # (b, t, n, c)
-        b, t, _, c = windows.shape
-        shared = take_frames(windows, condition_frames).reshape(b, 1, -1, c).expand(b, t, -1, c)
-        return torch.cat([windows, shared], dim=2).flatten(0, 1)
+        windows = x.unflatten(0, (-1, self.frames)).unflatten(2, (tiles, -1))  # (b, t, tiles, n, c)
+        b, t, _, _, c = windows.shape
+        shared = take_frames(windows, condition_frames).transpose(1, 2).reshape(b, 1, tiles, -1, c)
+        return torch.cat([windows, shared.expand(-1, t, -1, -1, -1)], dim=3).flatten(0, 2)
 
     def _cross_attention(
         self, block: TransformerBlock, n: Tensor, clip: ClipConditions, place: tuple, extra: dict, size: tuple[int, int]

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ...musev_core.errors import MuseVError
 from . import references
-from .control import check_hints
+from .foreign import refuse_foreign
 from .networks import adapter_layers
 from .options import KEY, Options, options_of
 from .runstate import RunState
 from .view import base_config, check_fit
-from .windows import MuseVContextHandler, run_of
+from .windows import MuseVContextHandler, check_conditioning, run_of
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,14 @@ def with_options(model: Any, **changes: Any) -> Any:
         MuseVError: the MODEL is not a plain Stable Diffusion 1.5 model, or something on it cannot be combined.
     """
     base = base_config(_unet_config(model))
-    _refuse_foreign(model)
-    options = options_of(model).with_(**changes)
+    refuse_foreign(model)
+    before = options_of(model)
+    if before.motion is not None and "motion" in changes:
+        raise MuseVError(
+            f"this MODEL already moves ({before.motion.motion.name}): apply one motion model only. To use another one, "
+            "connect Apply MuseV Motion to the MODEL before the first."
+        )
+    options = before.with_(**changes)
     if options.motion is not None:
         check_fit(options.motion.motion, base)
         _check_together(options, base)
@@ -76,31 +82,6 @@ def _unet_config(model: Any) -> dict[str, Any]:
             "Load an SD1.5 checkpoint."
         )
     return config
-
-
-def _refuse_foreign(model: Any) -> None:
-    """Refuses by name what changes the network itself: such changes would be left out without a word."""
-    if getattr(model, "injections", None):
-        names = ", ".join(model.injections)
-        raise MuseVError(
-            f"another pack has put modules into this MODEL ({names}), for example AnimateDiff. MuseV replaces the "
-            "forward pass and would ignore them: use one video method per MODEL."
-        )
-    handler = model.model_options.get("context_handler")
-    if handler is not None and not isinstance(handler, MuseVContextHandler):
-        raise MuseVError(
-            f"this MODEL has context windows of another node ({type(handler).__name__}). Remove it: MuseV brings its "
-            "own windows, see Set Context Windows."
-        )
-    if "sampler_calc_cond_batch_function" in model.model_options:
-        raise MuseVError(
-            "a node on this MODEL replaces how conditionings are evaluated (sampler_calc_cond_batch_function), which "
-            "bypasses MuseV's windows. Remove it."
-        )
-    if model.model_options.get("transformer_options", {}).get("easycache") is not None:
-        raise MuseVError("EasyCache on this MODEL cannot be combined with context windows. Remove it.")
-    if model.model_options.get("multigpu_clones") or model.get_additional_models_with_key("multigpu"):
-        raise MuseVError("MuseV cannot run on several GPUs inside ComfyUI. Remove the multi-GPU node.")
 
 
 def _check_together(options: Options, base: Any) -> None:
@@ -150,7 +131,6 @@ def _outer_sample(
     guider = executor.class_obj
     model = guider.model_patcher
     options = options_of(model)
-    _refuse_foreign(model)
     if options.motion is None:
         raise MuseVError(
             "this MODEL has MuseV settings, but no motion model. Put Apply MuseV Motion between the checkpoint and the "
@@ -158,6 +138,9 @@ def _outer_sample(
         )
     if options.motion.strength == 0:
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+    refuse_foreign(model)
+    if options.guidance is not None:
+        _check_guider(guider)
     if _is_nested(latent_image) or latent_image.ndim != 4:
         raise MuseVError(
             f"MuseV samples a LATENT of the shape (frames, 4, height/8, width/8), got {_shape(latent_image)}. "
@@ -177,7 +160,7 @@ def _outer_sample(
     _check_lengths(options, frames)
     for conds in guider.conds.values():
         for cond in conds:
-            check_hints(cond.get("control"), frames)
+            check_conditioning(cond, frames)
     run = RunState(
         options=options,
         num_frames=frames,
@@ -207,15 +190,13 @@ def condition_frames(mask: Tensor | None, frames: int) -> tuple[int, ...]:
     return tuple(i for i, value in enumerate(rows) if value == 0)
 
 
-def _prepare_sampling(
-    executor: Any, model: Any, noise_shape: Sequence[int], conds: Any, model_options: Any = None, *args, **kwargs
-) -> Any:
+def _prepare_sampling(executor: Any, model: Any, noise_shape: Sequence[int], *args: Any, **kwargs: Any) -> Any:
     """Memory is asked for one window instead of the whole clip."""
-    run = run_of(model_options or {})
+    run = run_of(kwargs.get("model_options") or {})
     if run is not None:
         window = min(run.num_frames, run.options.windows.length + len(run.condition_frames))
         noise_shape = [window, *noise_shape[1:]]
-    return executor(model, noise_shape, conds, model_options, *args, **kwargs)
+    return executor(model, noise_shape, *args, **kwargs)
 
 
 def _sampler_sample(
@@ -236,6 +217,7 @@ def _sampler_sample(
         return executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
     sampler = executor.class_obj
     run.model_sampling = model_wrap.inner_model.model_sampling
+    run.conds = model_wrap.conds
     run.sigmas = sigmas.tolist()
     run.bar = comfy.utils.ProgressBar(max(len(run.sigmas) - 1, 1))
     if run.condition_frames and latent_image is not None:
@@ -267,11 +249,6 @@ def _predict_noise(executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwa
     scale = None if run is None else run.guidance(float(timestep[0]))
     if scale is None:
         return executor(x, timestep, *args, **kwargs)
-    if not hasattr(guider, "cfg"):
-        raise MuseVError(
-            f"Set Guidance Schedule needs a guider with one cfg value, such as CFGGuider; {type(guider).__name__} has "
-            "none. Use another guider, or remove the schedule."
-        )
     before, guider.cfg = guider.cfg, scale
     try:
         return executor(x, timestep, *args, **kwargs)
@@ -327,6 +304,15 @@ def _texts(guider: Any) -> list[Tensor]:
     if len(found) < 2 or any(text is None for text in found):
         raise MuseVError("the sampler got no text conditioning. Connect CLIP Text Encode to positive and negative.")
     return found
+
+
+def _check_guider(guider: Any) -> None:
+    """A schedule sets `cfg`: a guider may have several of them, or no negative prompt to lead away from."""
+    if not hasattr(guider, "cfg") or hasattr(guider, "cfg1") or "negative" not in guider.conds:
+        raise MuseVError(
+            "Set Guidance Schedule needs a guider with a positive and a negative prompt and one cfg value, such as "
+            f"CFGGuider; {type(guider).__name__} is none. Use another guider, or remove the schedule."
+        )
 
 
 def _check_lengths(options: Options, frames: int) -> None:

@@ -1,5 +1,6 @@
 """Features of the reference pictures, computed once at the start of a run, when sizes, text and tokens are known."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,17 +63,9 @@ def compute(model: Any, options: Options, latents: Tensor, texts: Sequence[Tenso
 
 
 def _same_length(texts: Sequence[Tensor]) -> Tensor:
-    """Prompts of different length in one batch: repeating tokens changes no attention."""
-    longest = max(text.shape[1] for text in texts)
-    rows = []
-    for text in texts:
-        if longest % text.shape[1]:
-            raise MuseVError(
-                f"the positive and the negative prompt have {texts[-1].shape[1]} and {texts[0].shape[1]} tokens: for "
-                "the ReferenceNet one must be a multiple of the other. Connect an IP-Adapter, or shorten the prompts."
-            )
-        rows.append(text[:1].repeat(1, longest // text.shape[1], 1))
-    return torch.cat(rows)
+    """Prompts of different length in one batch: repeating all tokens equally often changes no attention."""
+    tokens = math.lcm(*(text.shape[1] for text in texts))
+    return torch.cat([text[:1].repeat(1, tokens // text.shape[1], 1) for text in texts])
 
 
 def _loaded(patchers: Sequence[Any]) -> torch.device:

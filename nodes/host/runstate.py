@@ -16,6 +16,7 @@ from . import patches
 from .control import ControlCache
 from .options import MotionOptions, Options, Span
 from .references import Features
+from .schedules import fractional_time
 from .view import View
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,11 @@ class RunState:
     sigmas: list[float] = field(default_factory=list)
     clean: Tensor | None = None  # processed latents of the condition frames (n, 4, h, w)
     window: Window | None = None
+    conds: dict[str, list] = field(default_factory=dict)  # the guider's, by name
+    pictured: list[bool] = field(default_factory=lambda: [True, False])  # by number in cond_or_uncond
     branches_alike: bool = True  # all rows of a call hold the same latents
-    text_constant: bool = True
+    text_constant: bool = True  # over windows and steps
+    text_per_frame: bool = False
     controls: ControlCache = field(default_factory=ControlCache)
     bar: Any = None  # ComfyUI's progress bar
     _done: float = 0.0
@@ -122,11 +126,13 @@ class RunState:
         noise = given.clone()
         if self.condition_frames:
             noise[list(self.condition_frames)] = 0
+        options = self.options.noise
+        # drawn in any case: noise that is added later must not be that which the stage before has begun with
+        drawn = self._drawn(noise) if options.type == "video_fusion" else None
         if not bool(given.any()):
             return noise
-        options = self.options.noise
-        if options.type == "video_fusion":
-            noise[self.generated] = self._drawn(noise)
+        if drawn is not None:
+            noise[self.generated] = drawn
         if from_scratch and options.image_weight and self.clean is not None:
             mixed = image_based_noise(_as_clip(noise[self.generated]), _as_clip(self.clean), options.image_weight)
             noise[self.generated] = _as_batch(mixed).to(noise)
@@ -186,6 +192,8 @@ class RunState:
         branches = rows if shared else 1
         sample = x.unflatten(0, (rows, frames)).transpose(1, 2)  # (rows, 4, t, h, w)
         steps = timesteps.unflatten(0, (rows, frames))[:, 0]
+        if self.options.fractional_time:
+            steps = torch.full_like(steps, fractional_time(self.model_sampling, sigma))
         out = view.net(
             sample[: rows // branches],
             steps[: rows // branches],
@@ -209,15 +217,17 @@ class RunState:
     ) -> ClipConditions:
         """Prompts and pictures of the call's rows; what is computed from them is kept for the run.
 
-        `context (rows, frames, tokens, dim)`. Rows are conditional (0) or unconditional (1).
+        `context (rows, frames, tokens, dim)`. `chunks` numbers the conditioning of each row.
         """
         window = self.window
-        key = (tuple(chunks), tuple(map(str, options.get("uuids", ()))), context.shape[2], x.dtype, x.device)
+        pictured = tuple(self.pictured[chunk] for chunk in chunks)
+        uuids = tuple(map(str, options.get("uuids", ())))
+        key = (pictured, tuple(chunks), uuids, context.shape[2], x.dtype, x.device)
         if key not in self._clips:
-            self._clips[key] = self.features.conditions(context[:, 0], [1 - chunk for chunk in chunks], x)
+            self._clips[key] = self.features.conditions(context[:, 0], [int(p) for p in pictured], x)
             log.debug("constants of %d clips: %.1f MB", len(self._clips), self.nbytes() / 1e6)
         clip = self._clips[key]
-        changing = None if self.text_constant else context
+        changing = None if self.text_constant else context if self.text_per_frame else context[:, 0]
         reference, prompt, face = self.options.reference, self.options.image_prompt, self.options.face
         mask = None
         if prompt is not None and prompt.mask is not None and window is not None:

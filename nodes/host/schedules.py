@@ -11,17 +11,35 @@ from ...musev_core.errors import MuseVError
 ORIGINAL = "musev_linspace"
 
 
-def sigmas_of(model: Any, scheduler: str, steps: int, denoise: float) -> Tensor:
-    """`(steps + 1)` noise levels, highest first, 0 last; empty if there is nothing to do."""
+def sigmas_of(model: Any, scheduler: str, steps: int, denoise: float, sampler: str) -> Tensor:
+    """`(steps + 1)` noise levels, highest first, 0 last, as KSampler has them; empty if there is nothing to do."""
     if denoise <= 0:
         return torch.zeros(0)
-    total = steps if denoise >= 1 else round(steps / denoise)
+    total = steps if denoise > 0.9999 else int(steps / denoise)
     sampling = model.get_model_object("model_sampling")
+    # some samplers cannot take the last step down to nothing from a level as low as the one before it
+    leap = sampler in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
     if scheduler == ORIGINAL:
-        sigmas = _linspace(sampling, total)
+        sigmas = _linspace(sampling, total + leap)
     else:
-        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total).cpu()
+        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total + leap).cpu()
+    if leap:
+        sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
     return sigmas[-(steps + 1) :]
+
+
+def fractional_time(sampling: Any, sigma: float) -> float:
+    """The time step of a noise level, between two of the training's; ComfyUI rounds it."""
+    table = _table(sampling)
+    below = int(torch.searchsorted(table, sigma, right=True).clamp(1, len(table) - 1)) - 1
+    return below + float((sigma - table[below]) / (table[below + 1] - table[below]))
+
+
+def _table(sampling: Any) -> Tensor:
+    table = getattr(sampling, "sigmas", None)
+    if table is None:
+        raise MuseVError(f"{ORIGINAL} needs a model with discrete time steps; choose another scheduler")
+    return table.double().cpu()
 
 
 def _linspace(sampling: Any, steps: int) -> Tensor:
@@ -29,10 +47,7 @@ def _linspace(sampling: Any, steps: int) -> Tensor:
 
     ComfyUI rounds the steps and interpolates in log sigma: the same at 4 and 10 steps, slightly different elsewhere.
     """
-    table = getattr(sampling, "sigmas", None)
-    if table is None:
-        raise MuseVError(f"{ORIGINAL} needs a model with discrete time steps; choose another scheduler")
-    table = table.double().cpu()
+    table = _table(sampling)
     last = len(table) - 1
     times = torch.linspace(last, 0, steps, dtype=torch.float64) if steps > 1 else torch.tensor([float(last)])
     below = times.floor().long()

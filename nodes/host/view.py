@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...musev_core.config import UNetConfig
 from ...musev_core.errors import MuseVError
+from ...musev_core.kernels.selection import DTYPES
 from ...musev_core.models.attention import heads_first, heads_last, scaled_dot_product
 from ...musev_core.models.layers import Gains, Layers, hosted_layers
 from ...musev_core.models.unet import MuseVUNet
@@ -144,6 +145,5 @@ def norm_gains(norm: nn.Module) -> Gains | None:
     """A norm's weight and bias for our fused kernels; None where they are patched, elsewhere, or not plain tensors."""
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     patched = getattr(norm, "weight_function", None) or getattr(norm, "bias_function", None)
-    if patched or type(weight) is not nn.Parameter or type(bias) is not nn.Parameter or weight.device.type == "cpu":
-        return None
-    return weight, bias
+    plain = type(weight) is nn.Parameter and type(bias) is nn.Parameter and weight.dtype in DTYPES
+    return (weight, bias) if plain and not patched and weight.device.type != "cpu" else None

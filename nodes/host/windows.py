@@ -12,19 +12,37 @@ import comfy.model_management
 import comfy.utils
 import torch
 from comfy.context_windows import ContextHandlerABC
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...musev_core.denoise.windows import context_windows, fusion_weights, place_condition_frames
-from .control import ControlSlices
+from ...musev_core.errors import MuseVError
+from .control import ControlSlices, check_hints
 from .options import KEY
 from .runstate import RunState, Window
 
 log = logging.getLogger(__name__)
 
+_HARMLESS_WRAPPERS = {KEY, "torch.compile"}
+
 
 def run_of(model_options: dict[str, Any]) -> RunState | None:
     """The run these options belong to."""
     return model_options.get("transformer_options", {}).get(KEY)
+
+
+def check_conditioning(cond: dict[str, Any], num_frames: int) -> None:
+    """Raises MuseVError if something in a conditioning is there for several frames, but not for every one."""
+    check_hints(cond.get("control"), num_frames)
+    for name, what in (("cross_attn", "A prompt"), ("mask", "A mask of a prompt")):
+        x = cond.get(name)
+        # a mask may come without the axis of its batch
+        rows = x.shape[0] if isinstance(x, Tensor) and x.ndim == 3 else 1
+        if rows not in (1, num_frames):
+            raise MuseVError(
+                f"{what} comes in {rows} versions, but the clip has {num_frames} frames (condition frames included). "
+                f"Give it {num_frames}, one per frame, or 1 for all."
+            )
 
 
 class MuseVContextHandler(ContextHandlerABC):
@@ -127,15 +145,30 @@ def _still(
 
 
 def _look_at(run: RunState, conds: list[list[dict]], model_options: dict[str, Any]) -> None:
-    """What of the conditioning allows to share work between rows and windows."""
+    """Which of the conditionings see the pictures, and what allows to share work between rows and windows."""
+    run.pictured = [_is_pictured(run, i, some) for i, some in enumerate(conds)]
     everything = [cond for some in conds if some is not None for cond in some]
-    run.branches_alike = not any("area" in cond for cond in everything)
+    wrapped = _is_wrapped(model_options)
+    run.branches_alike = not wrapped and not any("area" in cond for cond in everything)
     texts = [cond.get("model_conds", {}).get("c_crossattn") for cond in everything]
-    run.text_constant = (
-        all(text is not None and text.cond.shape[0] == 1 for text in texts)
-        and not any(cond.get("hooks") is not None for cond in everything)
-        and "model_function_wrapper" not in model_options
-    )
+    run.text_per_frame = wrapped or not all(text is not None and text.cond.shape[0] == 1 for text in texts)
+    # a hook changes the layers which the text goes through
+    run.text_constant = not run.text_per_frame and all(cond.get("hooks") is None for cond in everything)
+
+
+def _is_wrapped(model_options: dict[str, Any]) -> bool:
+    """Whether functions of other packs stand before the network: they may change latents and prompts of single rows."""
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    keys = {key for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL) for key in wrappers.get(kind, {})}
+    return "model_function_wrapper" in model_options or bool(keys - _HARMLESS_WRAPPERS)
+
+
+def _is_pictured(run: RunState, index: int, some: list[dict] | None) -> bool:
+    """Guiders name their conditionings, and evaluate them in any order: [positive, negative] is only the usual one."""
+    for name, given in run.conds.items():
+        if given is some:
+            return "negative" not in name
+    return index == 0
 
 
 def _positions(frames: Sequence[int], condition_frames: Sequence[int]) -> tuple[int, ...]:

@@ -3,11 +3,11 @@
 import comfy.model_management
 import pytest
 import torch
-from musev_pack.nodes.conditioning import ContinueVideo, ImageToVideo, VideoToVideo, parse_indices
-from musev_pack.nodes.video import JoinVideo
 from support.tiny_comfy import tiny_vae
 
 from musev_core.errors import MuseVError
+from musev_pack.nodes.conditioning import ContinueVideo, ImageToVideo, VideoToVideo, parse_indices
+from musev_pack.nodes.video import JoinVideo
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def networks():
 
 
 def rounded(net: torch.nn.Module) -> torch.nn.Module:
-    """With weights that survive half precision: ComfyUI keeps encoders in it, and the package's weights are in it."""
+    """With weights that survive half precision: ComfyUI keeps text encoders in it, and the package's are in it."""
     return copy.deepcopy(net).half().float()
 
 
@@ -56,7 +56,8 @@ def test_the_image_encoder_is_the_pipelines(outputs, networks):
     pixels = torch.from_numpy(np.array([0.48145466, 0.4578275, 0.40821073]))
     deviation = torch.from_numpy(np.array([0.26862954, 0.26130258, 0.27577711]))
     normed = ((outputs["image"] - pixels) / deviation).permute(0, 3, 1, 2).float()
-    assert torch.allclose(encoded, rounded(networks.image_encoder)(normed).image_embeds, atol=1e-4)
+    # ComfyUI embeds the patches in half precision
+    assert torch.allclose(encoded, networks.image_encoder(normed).image_embeds, atol=2e-3)
 
 
 def test_the_unet_is_the_pipelines(outputs, networks):

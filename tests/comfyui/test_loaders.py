@@ -4,15 +4,15 @@ import asyncio
 
 import execution
 import folder_paths
+import nodes as comfy_nodes
 import pytest
 import torch
+from support import published
+
 from musev_pack.musev_core.errors import MuseVError
 from musev_pack.nodes.host import paths
 from musev_pack.nodes.host.networks import HostedIPAdapter, HostedReferenceNet, Motion
 from musev_pack.nodes.loaders import NODES, LoadIPAdapter, LoadMotion, LoadReferenceNet
-from support import published
-
-import nodes as comfy_nodes
 
 FOLDER = "motion/musev_referencenet"
 UNET = f"{FOLDER}/unet/diffusion_pytorch_model.bin"

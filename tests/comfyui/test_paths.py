@@ -6,12 +6,13 @@ import shutil
 import folder_paths
 import pytest
 import torch
+from support import golden_models as models
+from support import published
+
 from musev_pack.musev_core.errors import MuseVError
 from musev_pack.musev_core.weights.published import sources_of
 from musev_pack.nodes.host import paths
 from musev_pack.nodes.host.paths import IP_ADAPTER, MOTION, REFERENCE_NET
-from support import golden_models as models
-from support import published
 
 SHARED = "diffusers/TMElyralab/MuseV"
 UNET = "motion/musev_referencenet/unet/diffusion_pytorch_model.bin"

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-from musev_pack.nodes.host.options import options_of
 from support.golden_comfy import SCALE, golden_clip, golden_model, goldens, ksample
+
+from musev_pack.nodes.host.options import options_of
 
 
 @pytest.fixture(scope="module")

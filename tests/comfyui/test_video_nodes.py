@@ -3,11 +3,11 @@
 import folder_paths
 import pytest
 import torch
-from musev_pack.nodes.video import JoinVideo, MatchColor, MeasureVideo, VisualizeWindows
 
 from musev_core.color import match_color
 from musev_core.errors import MuseVError
 from musev_core.metrics import drift
+from musev_pack.nodes.video import JoinVideo, MatchColor, MeasureVideo, VisualizeWindows
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from musev_core.images import clip_pixel_values
 from musev_core.weights.keymaps import motion_tensors, unet_ldm_to_diffusers
 from musev_pack.nodes.host import networks
 from musev_pack.nodes.host.demo import comfy_unet_config
-from musev_pack.nodes.host.options import ImagePromptOptions, MotionOptions, ReferenceOptions
+from musev_pack.nodes.host.options import ImagePromptOptions, MotionOptions, ReferenceOptions, options_of
 from musev_pack.nodes.host.patching import with_options
 
 from . import golden_models
@@ -133,6 +133,17 @@ def golden_model(case: dict, folder: Path, base=None, **changes):
             golden_pictures(case, "image_prompt_image"),
         )
     return with_options(golden_base() if base is None else base, **{**options, **changes})
+
+
+def with_original_norms(model):
+    """The same MODEL; its layer norms have eps 0 as the original's, ComfyUI's have 1e-5."""
+    options = options_of(model)
+    reference = [options.reference.net.net] if options.reference else []
+    for network in (model.model.diffusion_model, options.motion.motion.tree, *reference):
+        for name, module in network.named_modules():
+            if name.endswith((".norm1", ".norm3")) and isinstance(module, torch.nn.LayerNorm):
+                module.eps = 0.0
+    return model
 
 
 def golden_clip(case: dict) -> tuple[torch.Tensor, torch.Tensor, list, list]:
