@@ -28,7 +28,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class LatentDecoder(Protocol):
-    """What decodes latents: diffusers' `AutoencoderKL` or `AutoencoderTiny` (TAESD, 6 % of the work), or a module alike.
+    """What decodes latents: diffusers' `AutoencoderKL` or `AutoencoderTiny` (TAESD, 6 % of the work), or one alike.
 
     It is a `torch.nn.Module`; its parameters say on which device and in which precision it works.
     `config.scaling_factor` is what latents are divided by before `decode`, 1 for TAESD. `config.block_out_channels`, if
