@@ -173,7 +173,6 @@ class RunState:
         if window is None:
             raise RuntimeError("the motion network was called outside of a context window")
         view = self.view(unet)
-        view.transformer_options = transformer_options
         chunks: list[int] = transformer_options["cond_or_uncond"]
         rows, frames = len(chunks), len(window.frames)
         sigma = float(transformer_options["sigmas"][0])
@@ -194,7 +193,8 @@ class RunState:
         steps = timesteps.unflatten(0, (rows, frames))[:, 0]
         if self.options.fractional_time:
             steps = torch.full_like(steps, fractional_time(self.model_sampling, sigma))
-        out = view.net(
+        out = view(
+            transformer_options,
             sample[: rows // branches],
             steps[: rows // branches],
             self._clip(chunks, context.unflatten(0, (rows, frames)), transformer_options, x, sigma),

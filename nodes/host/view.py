@@ -66,6 +66,22 @@ def check_fit(motion: Motion, base: UNetConfig) -> None:
             )
 
 
+class _Attention:
+    """ComfyUI's attention for the layers it knows; temporal attention has a head per pixel and goes to torch.
+
+    The network keeps this object and not the view: what is freed at the end of a run must hang on no cycle.
+    """
+
+    def __init__(self, heads: int):
+        self.heads = heads
+        self.transformer_options: dict[str, Any] = {}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.shape[1] != self.heads:
+            return scaled_dot_product(q, k, v)
+        return optimized_attention(q, k, v, self.transformer_options)
+
+
 class View:
     """MuseV's UNet whose leaf layers are the module objects of a loaded UNet, the motion model and the adapters.
 
@@ -83,29 +99,29 @@ class View:
         face: HostedIPAdapter | None = None,
     ):
         check_fit(motion, base)
-        self.transformer_options: dict[str, Any] = {}
-        self.heads = base.num_heads
         leaves = base_leaves(unet, base) | dict(_motion_leaves(motion.tree))
         config = replace(motion.config, num_heads=base.num_heads, context_dim=base.context_dim)
         for adapter, switch in ((image, "image_prompt"), (face, "face_prompt")):
             if adapter is not None and adapter.layers:
                 leaves |= adapter_layers(adapter, base)
                 config = replace(config, **{switch: True})
-        self._temporal_weights = {
-            name: parameter for name, parameter in motion.tree.named_parameters() if name.endswith("temporal_weight")
-        }
-        self.net = MuseVUNet(config, Layers(hosted_layers(leaves, self._parameter, norm_gains), attention=self._attend))
+        self.attention = _Attention(base.num_heads)
+        weights = {name: x for name, x in motion.tree.named_parameters() if name.endswith("temporal_weight")}
 
-    def _parameter(self, name: str, kind: str, *shape: Any) -> Any:
-        if kind != "parameter":
-            raise MuseVError(f"the layer {name} is missing in the loaded model; load the checkpoint again")
-        return self._temporal_weights[name]
+        def parameter(name: str, kind: str, *shape: Any) -> Any:
+            if kind != "parameter":
+                raise MuseVError(f"the layer {name} is missing in the loaded model; load the checkpoint again")
+            return weights[name]
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """ComfyUI's attention for the layers it knows; temporal attention has a head per pixel and goes to torch."""
-        if q.shape[1] != self.heads:
-            return scaled_dot_product(q, k, v)
-        return optimized_attention(q, k, v, self.transformer_options)
+        self.net = MuseVUNet(config, Layers(hosted_layers(leaves, parameter, norm_gains), attention=self.attention))
+
+    def __call__(self, transformer_options: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """What the network says, with ComfyUI's options of this call."""
+        self.attention.transformer_options = transformer_options
+        try:
+            return self.net(*args, **kwargs)
+        finally:
+            self.attention.transformer_options = {}
 
 
 def optimized_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict[str, Any]) -> Tensor:

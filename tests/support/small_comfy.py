@@ -27,22 +27,25 @@ from comfy_extras.nodes_custom_sampler import (
 )
 from torch import Tensor, nn
 
-from musev_core.config import VARIANTS, UNetConfig, resized
+from musev_core.config import VARIANTS, ImageProjectionConfig, UNetConfig, resized
 from musev_core.denoise.control import Control
 from musev_core.denoise.denoiser import ClipDenoiser, DenoiserOptions
 from musev_core.denoise.guidance import guide
 from musev_core.denoise.noise import NoiseOptions
 from musev_core.denoise.windows import WindowOptions
+from musev_core.images import clip_pixel_values
 from musev_core.models.conditions import ClipConditions
+from musev_core.models.ip_adapter import image_projection
 from musev_core.models.reference_net import ReferenceNet
 from musev_core.models.unet import MuseVUNet
-from musev_core.weights.keymaps import unet_ldm_to_diffusers
+from musev_core.weights.keymaps import ip_attention_key_map, unet_ldm_to_diffusers
 from musev_pack.nodes.host import networks
 from musev_pack.nodes.host.options import MotionOptions
 from musev_pack.nodes.host.patching import with_options
 
+from . import golden_models
 from .golden_comfy import CPU, SCALE, base_model, comfy_unet_config
-from .numbers import det, fill
+from .numbers import det, det_image, fill
 
 SMALL = UNetConfig(
     block_out_channels=(64, 64),
@@ -91,6 +94,45 @@ def core_reference_net() -> ReferenceNet:
 def reference_net() -> networks.HostedReferenceNet:
     net = core_reference_net()
     return networks.reference_net_from(net.state_dict(), SMALL, "referencenet", torch.float32)
+
+
+@cache
+def adapter(kind: str, *, layers: bool = True) -> networks.HostedIPAdapter:
+    """An IP-Adapter (plain, plus, faceid); without layers of its own it is MuseV's image projection."""
+    config = ImageProjectionConfig(
+        kind=kind,
+        input_dim={"plain": 24, "plus": 32, "faceid": 16}[kind],  # what `Vision` gives, or a face
+        context_dim=SMALL.context_dim,
+        num_tokens=4,
+        depth=1,
+        num_heads=1,
+    )
+    projection = fill(image_projection(config), f"{kind}.", 0).state_dict()
+    return networks.ip_adapter_from(projection, adapter_attention(kind) if layers else {}, kind, torch.float32)
+
+
+def adapter_attention(kind: str) -> dict[str, Tensor]:
+    """Key and value layers under an IP-Adapter file's names."""
+    shape = (SMALL.block_out_channels[0], SMALL.context_dim)
+    return {name: det(f"{kind} {name}", shape, scale=0.2) for name in ip_attention_key_map(SMALL)}
+
+
+class Vision:
+    """The golden set's image encoder behind the interface of ComfyUI's CLIP Vision; counts the pictures it has seen."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def encode_image(self, images: Tensor) -> dict[str, Tensor]:
+        self.seen += len(images)
+        pixels = clip_pixel_values(images, height=32, width=32, legacy=False)
+        out = golden_models.image_encoder(0)(pixels, output_hidden_states=True)
+        return {"image_embeds": out.image_embeds, "penultimate_hidden_states": out.hidden_states[-2]}
+
+
+def pictures(count: int, size: int = 8 * SIZE, seed: int = 0) -> Tensor:
+    """An IMAGE batch of different smooth pictures."""
+    return det_image(f"pictures {seed}", (count, 3, 1, size, size))[:, :, 0].permute(0, 2, 3, 1).float() / 255
 
 
 def video_model(model=None, *, variant: str = MUSEV, speed: float = 8.0, strength: float = 1.0, **options):
@@ -227,12 +269,13 @@ def core_sample(
     speed: float = 8.0,
     controls: Sequence[Control] = (),
     times: Sequence[float] | None = None,
+    network: MuseVUNet | None = None,
 ) -> Tensor:
     """The same by musev_core alone: its evaluation of a clip, and Euler steps; `clip` has a row per guidance branch."""
     branches = clip.rows
     conditions = [i for i, row in enumerate(latent["noise_mask"]) if not row.any()]
     denoiser = ClipDenoiser(
-        unet(variant),
+        network or unet(variant),
         clip,
         branches=branches,
         num_frames=len(noise),
@@ -322,11 +365,12 @@ def controlled(positive: list, negative: list, control, images: Tensor, strength
 
 
 class Recorder:
-    """What reaches the UNet: the frames that other packs are told of, and the input of its first layer."""
+    """What reaches the first layer of the UNet, call by call, and the window which other packs are told of."""
 
     def __init__(self) -> None:
         self.windows: list[list[int]] = []
-        self.options: list[dict[str, Any]] = []
+        self.sigmas: list[float] = []
+        self.branches: list[int] = []  # conditionings which are evaluated for the window
         self.inputs: list[Tensor] = []
 
     def rows_of(self, frame: int) -> Iterator[Tensor]:
@@ -338,18 +382,21 @@ class Recorder:
 
 @contextmanager
 def recorded(model) -> Iterator[tuple[Any, Recorder]]:
-    """A clone of a MODEL whose network is watched from outside."""
-    recorder, watched = Recorder(), model.clone()
+    """A clone of a MODEL which is watched from outside, where nothing stands in the way of what calls share."""
+    recorder, watched, present = Recorder(), model.clone(), []
 
-    def wrapper(executor, *args, **kwargs):
-        options = next(x for x in (*args, kwargs.get("transformer_options")) if isinstance(x, dict) and "sigmas" in x)
-        recorder.windows.append(list(options.get("ad_params", {}).get("sub_idxs", range(args[0].shape[0]))))
-        recorder.options.append(options)
-        return executor(*args, **kwargs)
+    def evaluation(executor, network, conds, x, timestep, model_options):
+        frames = model_options["transformer_options"].get("ad_params", {}).get("sub_idxs", range(len(x)))
+        present[:] = [list(frames), float(timestep[0]), sum(cond is not None for cond in conds)]
+        return executor(network, conds, x, timestep, model_options)
 
-    watched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "recorder", wrapper)
-    first = watched.model.diffusion_model.input_blocks[0][0]
-    handle = first.register_forward_pre_hook(lambda _, args: recorder.inputs.append(args[0].clone()))
+    def first_layer(_, args):
+        for row, value in zip(("windows", "sigmas", "branches"), present, strict=True):
+            getattr(recorder, row).append(value)
+        recorder.inputs.append(args[0].clone())
+
+    watched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "recorder", evaluation)
+    handle = watched.model.diffusion_model.input_blocks[0][0].register_forward_pre_hook(first_layer)
     try:
         yield watched, recorder
     finally:
