@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -206,6 +207,8 @@ def test_options_are_varied_one_at_a_time() -> None:
     assert variations(small_case(), [], CPU) == [Options()]
     varied = variations(small_case(), ["kernels", "compile", "windows"], torch.device("cuda"))
     assert Options(kernels="off") in varied and Options(compiled=True) in varied
+    assert Options(compiled=True, graphs=True) in varied  # which there are on CUDA only
+    assert variations(small_case(), ["compile"], CPU) == [Options(), Options(compiled=True)]
     assert Options(windows_per_call=2) in varied and Options(windows_per_call=4) not in varied  # of three windows
 
 
@@ -308,27 +311,42 @@ def test_tables_are_aligned() -> None:
 
 
 _ONLY_TORCH = """
-import sys
+import runpy, sys
+from importlib.machinery import PathFinder
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("diffusers", "transformers", "PIL", "av", "cv2", "skimage", "safetensors", "yaml"):
-            raise ImportError(f"{name} is not on a bare machine")
+class BareMachine(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in MISSING else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocker())
-sys.argv = ["bench", *sys.argv[1:]]
-import runpy
-runpy.run_module("musev_core.bench", run_name="__main__")
+sys.meta_path = [BareMachine if finder is PathFinder else finder for finder in sys.meta_path]
+sys.argv = ["bench", *sys.argv[2:]]
+runpy.run_module(MODULE, run_name="__main__")
 """
 
 
-def run_bare(*given: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", _ONLY_TORCH, *given]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def packages_beside_torch() -> set[str]:
+    """What the project asks for, by import name."""
+    config = (ROOT / "pyproject.toml").read_text()
+    listed = config.partition("\ndependencies = [")[2].partition("]")[0]
+    names = {re.match(r"[\w-]+", entry).group() for entry in re.findall(r'"(.+?)"', listed)}
+    different = {"Pillow": "PIL", "scikit-image": "skimage", "pyyaml": "yaml"}
+    return {different.get(name, name) for name in names - {"torch"}} | {"cv2", "triton", "xformers"}
 
 
-def test_needs_torch_only() -> None:
-    run = run_bare(*SMALL, "--device", "cpu", "--dtype", "float32", "--quick", "--compare")
+def run_bare(module: str, *given: str) -> subprocess.CompletedProcess:
+    code = f"MISSING = {packages_beside_torch()!r}\nMODULE = {module!r}\n{_ONLY_TORCH}"
+    return subprocess.run([sys.executable, "-c", code, "--", *given], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_packages_beside_torch_are_known() -> None:
+    assert {"diffusers", "transformers", "numpy", "PIL", "einops"} <= packages_beside_torch()
+    assert "torch" not in packages_beside_torch()
+
+
+@pytest.mark.parametrize("module, command", [("musev_core.bench", ()), ("musev_core.cli", ("bench",))])
+def test_needs_torch_only(module: str, command: tuple[str, ...]) -> None:
+    run = run_bare(module, *command, *SMALL, "--device", "cpu", "--dtype", "float32", "--quick", "--compare")
     assert run.returncode == 0, run.stderr
     assert "MFU" in run.stdout
 

@@ -1,8 +1,21 @@
 """What one call of the full-size network costs, counted without hardware: the gates a change must not exceed."""
 
-import pytest
+import math
+import statistics
 
-from musev_core.bench.cases import Case, Options
+import pytest
+import torch
+from support import golden_models as models
+
+from musev_core.bench.cases import (
+    Case,
+    Options,
+    guidance_calls,
+    random_clip,
+    random_unet,
+    window_call,
+    with_options,
+)
 from musev_core.bench.command import count_case
 from musev_core.denoise.control import ClipControls, Control
 from musev_core.denoise.denoiser import ClipDenoiser, DenoiserOptions
@@ -25,31 +38,48 @@ def test_one_window_stays_within_the_gates(variant):
     assert window.kernels <= kernels
     assert window.bytes <= gigabytes * 1e9
     assert window.peak <= 1.4e9
-    assert window.syncs == with_kernels.syncs == plain.first.total.syncs == 0
+    assert window.syncs == with_kernels.syncs == plain.first.total.syncs == fused.first.total.syncs == 0
     assert with_kernels.flops <= tflop * 1e12
     assert with_kernels.kernels <= fused_kernels
     assert with_kernels.bytes <= fused_gigabytes * 1e9
     assert with_kernels.peak <= 1.4e9
 
 
-def test_split_branches_need_half_the_memory():
-    assert count_case(Case(branches="split"), Options(kernels="off")).window.total.peak <= 0.75e9
+@pytest.mark.parametrize("kernels", ["off", "on"])
+def test_split_branches_need_half_the_memory(kernels):
+    assert count_case(Case(branches="split"), Options(kernels=kernels)).window.total.peak <= 0.75e9
 
 
 def test_the_cost_grows_with_the_number_of_frames_and_no_faster():
-    import math
+    """The slope of a straight line through all lengths, both axes logarithmic."""
+    frames = range(100, 1001, 300)
+    flops = [count_case(Case(variant="musev", frames=n), Options(kernels="off")).clip.flops for n in frames]
+    slope, _ = statistics.linear_regression([math.log(n) for n in frames], [math.log(x) for x in flops])
+    assert 0.98 <= slope <= 1.02
+    assert 0.98 <= math.log10(flops[-1] / flops[0]) <= 1.02
 
-    def flops(frames: int) -> float:
-        return count_case(Case(variant="musev", frames=frames), Options(kernels="off")).clip.flops
 
-    short, long = flops(100), flops(1000)
-    assert 0.98 <= math.log10(long / short) <= 1.02
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU never waits for its host")
+@pytest.mark.parametrize("kernels", ["off", "auto"])
+def test_the_gpu_never_waits_for_the_host(kernels):
+    case, device = Case(tiny=True), torch.device("cuda")
+    unet = random_unet(case, device)
+    call = with_options(unet, Options(kernels=kernels))(
+        window_call(case, unet, guidance_calls(case, random_clip(case, device)), case.window)
+    )
+    with torch.inference_mode():
+        call()  # kernels are compiled, and what is constant over the clip is computed
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_control_frames_per_output_frame_and_step():
     """Each frame once, the condition frame too, however many windows hold it."""
     import torch
-    from support import golden_models as models
 
     n, evaluated = 240, []
     net = models.controlnet("tiny", 0)

@@ -18,7 +18,7 @@ from musev_core import kernels
 from musev_core.config import MUSEV, MUSEV_REFERENCENET, SD15, VARIANTS, UNetConfig
 from musev_core.models.attention import scaled_dot_product
 from musev_core.models.conditions import ClipConditions
-from musev_core.models.layers import Borrowed, Layers, hosted_layers, new_layers, norm_silu
+from musev_core.models.layers import Borrowed, Layers, conv_over_time, hosted_layers, new_layers, norm_silu
 from musev_core.models.owned import lay_out_weights
 from musev_core.models.reference_fusion import ReferenceFusion
 from musev_core.models.reference_net import ReferenceNet
@@ -371,3 +371,30 @@ def test_weights_of_a_host_are_not_rearranged(host: nn.Module) -> None:
     own = [m for m in net.modules() if isinstance(m, nn.Conv3d)]
     assert own and all(is_channels_last(m.weight) for m in own)
     assert small.distance(predict(net), expected) <= small.SAME
+
+
+# convolution over time
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_convolution_over_time_is_the_convolution_of_volumes(dtype: torch.dtype) -> None:
+    conv, x = nn.Conv3d(8, 6, (3, 1, 1), padding=(1, 0, 0)).double(), small.numbers("x", 2, 5, 4, 3, 8)
+    with torch.no_grad():
+        expected = conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+        y = conv_over_time(conv.to(dtype), x.to(dtype))
+    assert y.shape == (2, 5, 4, 3, 6) and y.is_contiguous()
+    assert small.distance(y.double(), expected) <= (small.SAME if dtype == torch.float64 else 2e-3)
+
+
+def test_a_hosts_convolution_over_time_is_called() -> None:
+    class Casting(nn.Conv3d):
+        """A host's layer, which does something to its weights first."""
+
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) + 1
+
+    conv, x = Casting(8, 8, (3, 1, 1), padding=(1, 0, 0)).double(), small.numbers("x", 1, 4, 3, 3, 8)
+    plain = nn.Conv3d(8, 8, (3, 1, 1), padding=(1, 0, 0)).double()
+    plain.load_state_dict(conv.state_dict())
+    with torch.no_grad():
+        assert small.distance(conv_over_time(conv, x), conv_over_time(plain, x) + 1) <= small.SAME

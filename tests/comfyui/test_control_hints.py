@@ -7,9 +7,10 @@ import torch
 from support.small_comfy import (
     HintNet,
     clip,
+    comfy_control_net,
     control_net,
-    control_networks,
     controlled,
+    core_control_net,
     core_sample,
     difference,
     ksample,
@@ -109,9 +110,8 @@ def test_a_controlled_video_is_the_cores(variant):
     hints = [torch.rand(8, 32, 32, 3, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
     conds, controls = (prompt("good"), prompt("bad")), []
     for seed, scale in ((0, 1.0), (1, 0.6)):
-        theirs, ours = control_networks(seed)
-        conds = controlled(*conds, control_net(ours), hints[seed], scale)
-        controls.append(Control(theirs, hints[seed].movedim(-1, 1), scale))
+        conds = controlled(*conds, control_net(comfy_control_net(seed)), hints[seed], scale)
+        controls.append(Control(core_control_net(seed), hints[seed].movedim(-1, 1), scale))
     text = ClipConditions(text=torch.cat([prompt("bad")[0][0], prompt("good")[0][0]]))
     ours = sample_sigmas(video_model(variant=variant, windows=THREE), sigmas, noise, latent, *conds, cfg=3.5)
     options = {"cfg": 3.5, "variant": variant, "windows": THREE}

@@ -320,34 +320,39 @@ class HintNet(nn.Module):
 
 
 @cache
-def control_networks(seed: int = 0) -> tuple[nn.Module, nn.Module]:
-    """The same ControlNet as diffusers' class and as ComfyUI's."""
+def core_control_net(seed: int) -> nn.Module:
+    """diffusers' ControlNet, as the core takes it."""
     from diffusers import ControlNetModel
 
-    theirs = fill(
-        ControlNetModel(
-            conditioning_embedding_out_channels=(16, 32, 96, 256),
-            block_out_channels=SMALL.block_out_channels,
-            layers_per_block=SMALL.layers_per_block,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            norm_num_groups=SMALL.norm_groups,
-            attention_head_dim=SMALL.num_heads,
-            cross_attention_dim=SMALL.context_dim,
-        ),
-        "controlnet.",
-        seed,
+    net = ControlNetModel(
+        conditioning_embedding_out_channels=(16, 32, 96, 256),
+        block_out_channels=SMALL.block_out_channels,
+        layers_per_block=SMALL.layers_per_block,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        norm_num_groups=SMALL.norm_groups,
+        attention_head_dim=SMALL.num_heads,
+        cross_attention_dim=SMALL.context_dim,
     )
+    return fill(net, "controlnet.", seed)
+
+
+def comfy_control_net(seed: int) -> nn.Module:
+    """ComfyUI's, with the same weights.
+
+    A new one every time: ComfyUI takes a network which outlives its patcher for a leak, and collects garbage at every
+    load from then on.
+    """
     config = {name: x for name, x in comfy_unet_config(SMALL).items() if name != "out_channels"}
-    ours = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, dtype=torch.float32, operations=comfy.ops.manual_cast)
+    net = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, dtype=torch.float32, operations=comfy.ops.manual_cast)
     names = {old: new for old, new in unet_ldm_to_diffusers(SMALL).items() if not old.startswith(("output_", "out."))}
     hint = ["conv_in", *(f"blocks.{i}" for i in range(6)), "conv_out"]
     modules = {f"input_hint_block.{2 * i}": f"controlnet_cond_embedding.{name}" for i, name in enumerate(hint)}
-    modules |= {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in range(len(ours.zero_convs))}
+    modules |= {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in range(len(net.zero_convs))}
     modules["middle_block_out.0"] = "controlnet_mid_block"
     names |= {f"{old}.{kind}": f"{new}.{kind}" for old, new in modules.items() for kind in ("weight", "bias")}
-    weights = theirs.state_dict()
-    ours.load_state_dict({old: weights[new] for old, new in names.items()})
-    return theirs, ours.eval().requires_grad_(False)
+    weights = core_control_net(seed).state_dict()
+    net.load_state_dict({old: weights[new] for old, new in names.items()})
+    return net.eval().requires_grad_(False)
 
 
 def control_net(net: nn.Module) -> comfy.controlnet.ControlNet:
