@@ -1,4 +1,4 @@
-"""The command `musev`: demo, generate, models, bench."""
+"""The command `musev`: demo, generate, train, models, bench."""
 
 import argparse
 import logging
@@ -16,6 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit status is 0, 1 after an error a user can mend, 130 after Ctrl-C."""
     try:
         arguments = sys.argv[1:] if arguments is None else list(arguments)
+        if len(arguments) > 1 and arguments[0] == "train" and arguments[1].endswith((".yaml", ".yml")):
+            arguments.insert(1, "run")  # `musev train CONFIG.yaml`
         options = _parser(arguments[0] if arguments else None).parse_args(arguments)
         logging.basicConfig(level=options.log_level.upper(), format="%(levelname)s: %(message)s")
         for noisy in ("httpx", "httpx2", "urllib3", "PIL", "huggingface_hub"):
@@ -41,7 +43,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musev", description="Videos of a person that stays that person.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_generate, _add_models):
+    for add in (_add_demo, _add_generate, _add_models, _add_train):
         add(commands)
     _add_bench(commands, chosen == "bench")
     return parser
@@ -59,60 +61,64 @@ def _command(commands: Any, name: str, run: Any, help: str, description: str = "
 
 
 def _add_demo(commands: Any) -> None:
-    parser = _command(commands, "demo", _demo, "Make a short video of a photograph, without any download.")
-    parser.add_argument("--image", type=Path, default=None, help="another picture to start from")
+    parser = _command(commands, "demo", _demo, "Make three short films with the model inside the package.")
     parser.add_argument("--output_dir", type=Path, default=Path("musev-results"), help="where the results go")
-    parser.add_argument("--frames", type=int, default=24, help="frames besides the picture; any number")
-    parser.add_argument("--size", type=int, default=128, help="height and width in pixels, a multiple of 8")
-    parser.add_argument("--seed", type=int, default=0, help="another number gives another video")
+    parser.add_argument("--prompt", default=None, help="another caption for the first film, in the toy world's words")
+    parser.add_argument("--image", type=Path, default=None, help="another picture for the first film to start from")
+    parser.add_argument("--frames", type=int, default=120, help="frames of the long film; any number")
+    parser.add_argument("--seed", type=int, default=0, help="another number gives other films")
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from .demo import PHOTOGRAPH
-    from .denoise.denoiser import DenoiserOptions
-    from .denoise.windows import WindowOptions
-    from .images import contact_sheet, fit_images, load_image, save_image
-    from .pipeline import SamplingOptions
-    from .progress import TerminalProgress
-    from .video import VideoWriter, unique_path
+    from .demo.showcase import demo
 
-    image = load_image(options.image or PHOTOGRAPH)
-    if options.frames < 1:
-        raise MuseVError(f"--frames must be at least 1, got {options.frames}")
-    video_path = unique_path(options.output_dir / "demo.mp4")
-    progress = TerminalProgress()
-    progress.loading("the demo model")
-    from .demo.untrained import untrained_pipeline
+    return demo(options, say)
 
-    pipeline = untrained_pipeline()
-    say(
-        "The demo model is tiny and untrained: every part of the pipeline runs, but the frames after the first show "
-        "noise, not motion."
+
+# ------------------------------------------------------------------------------------------ train
+
+
+def _add_train(commands: Any) -> None:
+    title = "Train MuseV's networks, extract features, or make the demo model."
+    actions = commands.add_parser("train", help=title, description=title).add_subparsers(
+        metavar="ACTION", required=True
     )
-    sampling = SamplingOptions(denoiser=DenoiserOptions(windows=WindowOptions(fuse="linear")))
-    result = pipeline(
-        "a portrait of an astronaut, smiling",
-        negative_prompt="blurry",
-        image=image,
-        num_frames=options.frames,
-        height=options.size,
-        width=options.size,
-        sampling=sampling,
-        seed=options.seed,
-        observer=progress.observer({"video": sampling.num_steps}),
-    )
-    import torch
+    run = _command(actions, "run", _train, "Run a training configuration, or go on with it.")
+    run.add_argument("config", type=Path, metavar="CONFIG.yaml", help="what to train, on what, and how")
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. train.steps=1000")
+    run.add_argument("--resume", default="latest", help="a checkpoint folder, `latest`, or `none` to start anew")
+    extract = _command(actions, "extract", _extract, "Write the feature files which training reads.")
+    extract.add_argument("places", type=Path, nargs="+", help="folders of videos, or CSV tables of them")
+    extract.add_argument("--output_dir", type=Path, required=True, help="where the feature files go")
+    extract.add_argument("--base", type=Path, required=True, help="Stable Diffusion 1.5 model: VAE and text encoder")
+    extract.add_argument("--image_encoder", type=Path, default=None, help="folder of CLIP ViT-H, for embeddings")
+    extract.add_argument("--video_dir", type=Path, default=None, help="where the paths in the tables begin")
+    extract.add_argument("--width", type=int, default=512, help="pixels, a multiple of 8")
+    extract.add_argument("--height", type=int, default=320, help="pixels, a multiple of 8")
+    extract.add_argument("--stored_rate", type=int, default=2, help="store every so many frames one")
+    extract.add_argument("--pose_weights", type=Path, default=None, help="folder of DWPose's files: stores poses too")
+    extract.add_argument("--limit", type=int, default=None, help="only so many videos, to try it out")
+    make = _command(actions, "demo", _train_demo, "Make the demo model: about 50 minutes on two CPU cores.")
+    make.add_argument("--output_dir", type=Path, default=Path("demo-training"), help="states and results")
+    make.add_argument("--stage", default=None, help="only vae, latents, unet, controlnet or package")
 
-    parts = []
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    with VideoWriter(video_path, fps=8) as writer:
-        for part in progress.writing(result.frames(), len(result)):
-            writer.write(part)
-            parts.append(part)
-    sheet_path = unique_path(video_path.with_name(f"{video_path.stem}-frames.png"))
-    given = fit_images(image, options.size, options.size).float() / 255
-    save_image(sheet_path, contact_sheet(torch.cat([given, *parts])))
-    say(f"video: {video_path}\nthe given picture and the frames at a glance: {sheet_path}")
+
+def _train(options: argparse.Namespace) -> int:
+    from .training.command import train
+
+    return train(options)
+
+
+def _extract(options: argparse.Namespace) -> int:
+    from .training.command import extract_command
+
+    return extract_command(options)
+
+
+def _train_demo(options: argparse.Namespace) -> int:
+    from .training.demo_stages import make_demo
+
+    make_demo(options.output_dir, only=options.stage)
     return 0
 
 

@@ -171,20 +171,6 @@ def test_models_download_without_a_name_lists_what_there_is_and_fetches_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_demo_writes_video_and_contact_sheet_and_never_overwrites(tmp_path, capsys):
-    options = ["demo", "--output_dir", str(tmp_path), "--frames", "2", "--size", "64"]
-    assert main(options) == 0
-    assert "untrained" in capsys.readouterr().out
-    assert main(options) == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "demo-2-frames.png",
-        "demo-2.mp4",
-        "demo-frames.png",
-        "demo.mp4",
-    ]
-    assert len(read_video(tmp_path / "demo.mp4").frames) == 3
-
-
 @pytest.mark.parametrize("name", sorted(DEAD_PARAMETERS))
 def test_dead_options_are_refused_by_name(name, tmp_path, capsys):
     assert main(["generate", "tasks.yaml", f"--{name}", "7"]) == 1

@@ -1,0 +1,144 @@
+"""`musev demo`: three short films by the demo model, and what they measure."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoise.control import Control
+from ..encoders import decode_latents, encode_latents
+from ..errors import MuseVError
+from ..images import contact_sheet, fit_images, load_image, save_image
+from ..measurement import Report, measure
+from ..metrics import psnr
+from ..pipeline import ClipInputs, MuseVPipeline, Observer
+from ..progress import TerminalProgress
+from ..training import toy
+from ..video import VideoWriter, unique_path
+from .model import load_networks
+from .settings import SAMPLING
+
+log = logging.getLogger(__name__)
+
+SPLIT = "test"  # of the toy world: scenes the model never saw
+SCENES = {"walk": ("directed", 5), "sway": ("ambient", 3), "dance": ("wander", 4)}
+FPS = 8
+
+
+@dataclass(frozen=True)
+class Film:
+    """What is made: a name, a caption, a start picture and a reference uint8 `(1, 64, 64, 3)`, and how many frames.
+
+    `pose (frames + 1, 64, 64, 3)`, uint8, is followed if it is given; `truth`, likewise, is what it should look like.
+    """
+
+    name: str
+    caption: str
+    image: Tensor
+    reference: Tensor
+    num_frames: int
+    pose: Tensor | None = None
+    truth: Tensor | None = None
+
+
+def demo(options: argparse.Namespace, say: Callable[[str], None]) -> int:
+    """Makes the films, writes each as a video and as a contact sheet, and says what was measured."""
+    if options.frames < 1:
+        raise MuseVError(f"--frames must be at least 1, got {options.frames}")
+    films = standard_films(options.frames)
+    if options.image is not None or options.prompt is not None:
+        films[0] = _changed(films[0], options.image, options.prompt)
+    progress = TerminalProgress()
+    progress.loading("the demo model")
+    networks = load_networks()
+    pipeline = networks.pipeline()
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    for number, film in enumerate(films):
+        run = f"{film.name}: {film.caption}"
+        observer = progress.observer({"video": SAMPLING.num_steps})
+        frames = make_film(
+            pipeline, film, controlnet=networks.controlnet, seed=options.seed + number, observer=observer, run=run
+        )
+        path = unique_path(options.output_dir / f"demo-{film.name}.mp4")
+        with VideoWriter(path, fps=FPS) as writer:
+            writer.write(frames)
+        sheet = unique_path(path.with_name(f"{path.stem}-frames.png"))
+        save_image(sheet, contact_sheet(frames, columns=7, max_frames=28))
+        say(f"{film.name}: {film.caption!r}\n  video: {path}\n  frames at a glance: {sheet}")
+        for line in described(film, frames).splitlines():
+            say(f"  {line}")
+    return 0
+
+
+def standard_films(long_frames: int = 120) -> list[Film]:
+    """From a picture and a caption; a long one through many windows; one that follows a pose video."""
+    films = []
+    for name, num_frames in (("walk", 12), ("sway", long_frames), ("dance", 12)):
+        kind, number = SCENES[name]
+        clips = toy.clips(SPLIT, [number], kind)
+        films.append(
+            Film(
+                name,
+                clips.captions[0],
+                clips.frames[0, :1],
+                clips.reference,
+                num_frames,
+                pose=clips.pose[0] if name == "dance" else None,
+                truth=None if name == "sway" else clips.frames[0],
+            )
+        )
+    return films
+
+
+def make_film(
+    pipeline: MuseVPipeline,
+    film: Film,
+    *,
+    controlnet: Any = None,
+    seed: int = 0,
+    observer: Observer | None = None,
+    run: str = "video",
+) -> Tensor:
+    """The frames `(frames + 1, 64, 64, 3)` of a film, in 0..1."""
+    controls = []
+    if film.pose is not None:
+        controls = [Control(controlnet, film.pose.permute(0, 3, 1, 2).float() / 255)]
+    inputs = ClipInputs(
+        prompts=[film.caption],
+        negative_prompts=[""],
+        num_frames=film.num_frames,
+        height=toy.SIZE,
+        width=toy.SIZE,
+        condition_latents=encode_latents(pipeline.vae, film.image)[None],
+        reference_images=film.reference[None],
+        image_prompts=film.reference[None],
+        controls=controls,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    latents = pipeline.sample(inputs, SAMPLING, generator=generator, observer=observer, run=run)
+    return torch.cat(list(decode_latents(pipeline.vae, latents[0], batch=16)))
+
+
+def described(film: Film, frames: Tensor) -> str:
+    """What the frames measure, as lines of text."""
+    windows = SAMPLING.denoiser.windows
+    stride = windows.length - windows.overlap
+    seams = [i for i in range(stride, film.num_frames, stride) if film.num_frames > windows.length]
+    report: Report = measure(frames, num_condition_frames=1, seams=seams, pictures=film.image.float() / 255)
+    lines = [str(report)]
+    if film.truth is not None:
+        lines.append(
+            f"Against the toy world's own clip: {psnr(frames, film.truth.float() / 255)[1:].mean():.1f} dB PSNR"
+        )
+    return "\n".join(lines)
+
+
+def _changed(film: Film, image: Path | None, prompt: str | None) -> Film:
+    picture = film.image if image is None else fit_images(load_image(image), toy.SIZE, toy.SIZE)
+    reference = film.reference if image is None else picture
+    return Film(film.name, prompt or film.caption, picture, reference, film.num_frames)

@@ -1,0 +1,66 @@
+"""The demo model inside the package: what it makes of toy clips it never saw."""
+
+import pytest
+import torch
+
+from musev_core.cli import main
+from musev_core.demo.model import FILES, WEIGHTS, load_networks
+from musev_core.demo.showcase import make_film, standard_films
+from musev_core.errors import CheckpointError
+from musev_core.metrics import psnr
+from musev_core.training import demo_metrics, demo_vae, toy
+from musev_core.video import read_video
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return load_networks()
+
+
+def test_the_weights_are_small():
+    assert sum((WEIGHTS / file).stat().st_size for file in FILES.values()) <= 20e6
+
+
+def test_pictures_survive_the_vae(networks):
+    assert demo_vae.round_trip_psnr(networks.vae, demo_vae.test_pictures(32, "test")) >= 24
+
+
+def test_directed_subjects_go_where_the_caption_says(networks):
+    clips = toy.clips("test", range(10), "directed")
+    frames = demo_metrics.generate(networks.pipeline(), clips)
+    found = demo_metrics.directions(frames, clips.background)
+    right = [direction in caption.split() for direction, caption in zip(found, clips.captions, strict=True)]
+    assert sum(right) >= 9
+    still = demo_metrics.moving_psnr(demo_metrics.repeated(clips.frames), clips.frames)
+    assert (demo_metrics.moving_psnr(frames, clips.frames) - still).mean() > 2.5
+    # frame 0 is the given picture, up to the VAE's round trip
+    assert psnr(frames[:, 0], clips.frames[:, 0].float() / 255).mean() > 24
+
+
+def test_a_pose_video_is_followed(networks):
+    clips = toy.clips("test", range(3), "wander")
+    frames = demo_metrics.generate(networks.pipeline(), clips, controlnet=networks.controlnet)
+    assert demo_metrics.trajectory_error(frames, clips.frames, clips.background).mean() < 2
+
+
+def test_a_film_depends_on_its_seed_only(networks):
+    film = standard_films(4)[1]
+    first, again, other = (make_film(networks.pipeline(), film, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_demo_writes_films_and_contact_sheets_and_says_what_they_measure(tmp_path, capsys):
+    assert main(["demo", "--output_dir", str(tmp_path), "--frames", "14"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"demo-{name}{end}" for name in ("dance", "sway", "walk") for end in ("-frames.png", ".mp4")
+    ]
+    assert len(read_video(tmp_path / "demo-sway.mp4").frames) == 15
+    assert "Seam jerk" in capsys.readouterr().out
+    assert main(["demo", "--output_dir", str(tmp_path), "--frames", "1"]) == 0  # overwrites nothing
+    assert len(read_video(tmp_path / "demo-sway.mp4").frames) == 15
+    assert len(read_video(tmp_path / "demo-sway-2.mp4").frames) == 2
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="diffusion_pytorch_model"):
+        load_networks(tmp_path)
