@@ -7,14 +7,13 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..musev_core.color import METHODS, match_color
-from ..musev_core.config import FUSIONS, SCHEDULES
 from ..musev_core.denoise.windows import WindowOptions, context_windows
 from ..musev_core.errors import MuseVError
 from ..musev_core.measurement import measure
 from ..musev_core.metric_chart import metric_chart
 from ..musev_core.window_chart import seams, window_chart
 from .host.clips import batches, fit, rgb, samples_of
-from .sockets import CATEGORY
+from .sockets import CATEGORY, window_inputs
 
 MENU = f"{CATEGORY}/video"
 
@@ -133,41 +132,7 @@ class VisualizeWindows(io.ComfyNode):
                     max=64,
                     tooltip="Condition frames at the head of the clip. They stand before every window.",
                 ),
-                io.Int.Input(
-                    "context_length",
-                    default=12,
-                    min=1,
-                    max=512,
-                    tooltip="Frames denoised together, without condition frames.",
-                ),
-                io.Int.Input(
-                    "context_overlap",
-                    default=4,
-                    min=0,
-                    max=511,
-                    tooltip="Frames shared by neighbouring windows. More is smoother and slower.",
-                ),
-                io.Combo.Input(
-                    "schedule",
-                    options=list(SCHEDULES),
-                    default="uniform_v2",
-                    tooltip="uniform_v2: one window after the other. uniform: the last ones wrap around to the first "
-                    "frames, which makes a loop.",
-                ),
-                io.Combo.Input(
-                    "fuse",
-                    options=list(FUSIONS),
-                    default="linear",
-                    tooltip="How frames in several windows are averaged. flat: evenly. linear, pyramid: the more, the "
-                    "further a frame is from the end of a window; hides the seams.",
-                ),
-                io.Int.Input(
-                    "shift",
-                    default=0,
-                    min=0,
-                    max=64,
-                    tooltip="Frames by which the windows of uniform_v2 move from step to step. 0 keeps them in place.",
-                ),
+                *window_inputs(),
                 io.Int.Input(
                     "steps", default=10, min=1, max=10_000, tooltip="Steps of the sampler; drawn only if windows move."
                 ),

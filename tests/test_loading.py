@@ -7,8 +7,8 @@ import pytest
 import torch
 from support import golden_models as models
 from support import published
+from support.letters import letters_tokenizer
 
-from musev_core.demo.untrained import letters_tokenizer
 from musev_core.encoders import ImagePromptEncoder
 from musev_core.errors import CheckpointError, MuseVError
 from musev_core.loading import LoraFile, ModelFiles, load_controlnet, load_pipeline

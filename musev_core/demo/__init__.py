@@ -1,8 +1,1 @@
-"""What `musev demo` shows: a photograph, and a model small enough to run anywhere.
-
-`photograph.jpg` is NASA's portrait of the astronaut Eileen Collins, in the public domain.
-"""
-
-from pathlib import Path
-
-PHOTOGRAPH = Path(__file__).parent / "photograph.jpg"
+"""The demo: a small trained model inside the package, and the films it makes."""

@@ -290,7 +290,7 @@ class Server:
 
 def write_inputs(folder: Path) -> None:
     """The picture and the video that the workflows name, 64 pixels wide, the video with 8 frames."""
-    with Image.open(comfyui.ROOT / "musev_core" / "demo" / "photograph.jpg") as picture:
+    with Image.open(comfyui.ROOT / "tests" / "support" / "photograph.jpg") as picture:
         picture = picture.convert("RGB").resize((64, 64))
     picture.save(folder / "example.png")
     still = np.asarray(picture)

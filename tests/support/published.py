@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from musev_core.demo.untrained import letters_tokenizer
 from musev_core.weights.keymaps import is_motion_name, unet_ldm_to_diffusers, vae_ldm_to_diffusers
 
 from . import golden_models as models
+from .letters import letters_tokenizer
 
 SIZE, SEED = "tiny2", 0
 UNET_CONFIG = {"attention_head_dim": 4, "norm_num_groups": 8}
