@@ -103,7 +103,7 @@ def _inside(a, b):
 def test_every_feature_that_users_ask_for_has_an_example():
     assert set(NAMES) == {
         *("image_to_video", "long_video_with_references", "text_to_image_to_video", "video_to_video"),
-        *("pose_to_video", "face_id", "lcm_fast", "continue_with_a_new_prompt", "prompt_that_changes"),
+        *("pose_to_video", "face_id", "lcm_fast", "continue_with_a_new_prompt", "prompt_that_changes", "demo"),
     }
     assert not (ROOT / "example_workflows").exists()  # ComfyUI would then serve only one of the two folders
     used = {node["class_type"] for name in NAMES for node in api(name).values()}
