@@ -98,7 +98,7 @@ def _add_train(commands: Any) -> None:
     extract.add_argument("--stored_rate", type=int, default=2, help="store every so many frames one")
     extract.add_argument("--pose_weights", type=Path, default=None, help="folder of DWPose's files: stores poses too")
     extract.add_argument("--limit", type=int, default=None, help="only so many videos, to try it out")
-    make = _command(actions, "demo", _train_demo, "Make the demo model: about 50 minutes on two CPU cores.")
+    make = _command(actions, "demo", _train_demo, "Make the demo model: about an hour on two CPU cores.")
     make.add_argument("--output_dir", type=Path, default=Path("demo-training"), help="states and results")
     make.add_argument("--stage", default=None, help="only vae, latents, unet, controlnet or package")
 

@@ -79,12 +79,12 @@ class SampleVideo(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "cfg_end",
-                    default=3.5,
+                    default=0.0,
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Guidance scale of the last step. Lower than cfg gives softer pictures; the same as cfg "
-                    "keeps it constant.",
+                    tooltip="Guidance scale of the last step. 0 keeps cfg for all steps; lower than cfg gives softer "
+                    "pictures, higher ones that follow the prompt harder.",
                 ),
                 io.Combo.Input(
                     "guidance_curve",
@@ -111,7 +111,7 @@ class SampleVideo(io.ComfyNode):
         sampler_name,
         scheduler,
         denoise,
-        cfg_end=3.5,
+        cfg_end=0.0,
         guidance_curve="linear",
     ) -> io.NodeOutput:
         """Samples."""
@@ -124,7 +124,7 @@ class SampleVideo(io.ComfyNode):
                 f"the latent has {samples.shape[0]} frames, but its noise mask {mask.shape[0]}; give the mask as many, "
                 "or 1"
             )
-        if cfg_end != cfg:
+        if cfg_end not in (0, cfg):
             model = with_options(model, guidance=GuidanceOptions(cfg, cfg_end, guidance_curve))
         if scheduler == ORIGINAL:
             model = with_options(model, fractional_time=True)

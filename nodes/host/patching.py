@@ -6,7 +6,6 @@ stateless; what a node says is in the attachment, what a run finds out in its `R
 
 import copy
 import inspect
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +22,6 @@ from .options import KEY, Options, options_of
 from .runstate import RunState
 from .view import base_config, check_fit
 from .windows import MuseVContextHandler, check_conditioning, run_of
-
-log = logging.getLogger(__name__)
 
 
 def with_options(model: Any, **changes: Any) -> Any:

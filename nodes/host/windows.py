@@ -4,12 +4,10 @@ ComfyUI's own windows cannot be used: they know no condition frames, and old one
 first (comfyui.md B6).
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management
-import comfy.utils
 import torch
 from comfy.context_windows import ContextHandlerABC
 from comfy.patcher_extension import WrappersMP
@@ -20,8 +18,6 @@ from ...musev_core.errors import MuseVError
 from .control import ControlSlices, check_hints
 from .options import KEY
 from .runstate import RunState, Window
-
-log = logging.getLogger(__name__)
 
 _HARMLESS_WRAPPERS = {KEY, "torch.compile"}
 

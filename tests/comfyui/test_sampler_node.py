@@ -25,7 +25,7 @@ def sample(model, latent, **changes) -> torch.Tensor:
         "sampler_name": "euler",
         "scheduler": "normal",
         "denoise": 1.0,
-        "cfg_end": changes.get("cfg", 3.5),
+        "cfg_end": 0.0,
         "guidance_curve": "linear",
         **changes,
     }
@@ -52,6 +52,10 @@ def test_its_curve_is_set_guidance_schedule():
     scheduled = video_model(guidance=GuidanceOptions(3.5, 1.5, "linear"))
     out = sample(video_model(), clip(), cfg=3.5, cfg_end=1.5, steps=3)
     assert torch.equal(out, ksample(scheduled, clip(), cfg=3.5, steps=3))
+
+
+def test_another_cfg_alone_holds_for_all_steps():
+    assert torch.equal(sample(video_model(), clip(), cfg=5.0), ksample(video_model(), clip(), cfg=5.0))
 
 
 def test_the_latent_keeps_what_else_it_says():
