@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, MuseVError
 from ..weights.files import read_tensors
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,34 @@ def checkpoint_folders(root: Path) -> dict[int, Path]:
         if number.isdigit():
             found[int(number)] = folder
     return dict(sorted(found.items()))
+
+
+def find_checkpoint(root: Path, wanted: str) -> Path | None:
+    """Where a run in `root` goes on: None for its beginning.
+
+    Args:
+        wanted: a checkpoint's folder; `latest`, which may be none; or `none`.
+
+    Raises:
+        CheckpointError: the folder is no complete checkpoint.
+        MuseVError: `none` where there are checkpoints, which a new run would mix with its own.
+    """
+    latest = list(checkpoint_folders(root).values())[-1:]
+    if wanted == "none" and latest:
+        raise MuseVError(
+            f"a new run cannot begin where an earlier one got to {latest[0]}; choose another output_dir, delete its "
+            "checkpoints, or go on with it (resume latest)"
+        )
+    if wanted in ("none", "latest"):
+        return latest[0] if latest else None
+    folder = Path(wanted).expanduser()
+    for name in (TENSORS, PROGRESS):
+        if not (folder / STATE / name).is_file():
+            raise CheckpointError(
+                f"{folder} is no checkpoint training can go on from: it has no {STATE}/{name}; choose a folder "
+                "checkpoint-<step> which `musev train` wrote, or `latest`"
+            )
+    return folder
 
 
 def remove_old(root: Path, keep: int) -> None:

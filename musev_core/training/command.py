@@ -2,18 +2,26 @@
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..errors import MuseVError
+from ..images import to_uint8
+from ..video import Video, write_video
+from .checkpoints import find_checkpoint
 from .recipe import Recipe, load_recipe
+from .schedule import derived_seed
+
+if TYPE_CHECKING:
+    from ..tasks.task import Task
 
 log = logging.getLogger(__name__)
+_Encoders = tuple[Any, Any, Any, Any]  # of `frozen_encoders`
 
 
 def train(options: argparse.Namespace) -> int:
@@ -25,68 +33,112 @@ def train(options: argparse.Namespace) -> int:
             raise MuseVError(f"--set wants NAME=VALUE, got {text!r}")
         changes[name.strip()] = value.strip()
     recipe = load_recipe(options.config, changes)
+    checkpoint = find_checkpoint(recipe.output_dir / "checkpoints", options.resume)
     run = build_trainer(recipe)
-    if options.resume != "none":
-        run.resume(options.resume if options.resume == "latest" else Path(options.resume))
+    if checkpoint is not None:
+        run.resume(checkpoint)
+    if run.step >= recipe.train.steps:
+        log.info("all %d steps are done already; a larger train.steps goes on from here", recipe.train.steps)
     run.run()
+    run.accelerator.end_training()
     return 0
 
 
 def build_trainer(recipe: Recipe) -> Any:
-    """The trainer of a recipe, with all networks loaded and the data looked through."""
-    from .networks import build_objective, frozen_encoders
-    from .trainer import Trainer
+    """The trainer of a recipe, with all networks loaded and the data looked through.
+
+    What takes no time to check comes first: a wrong file name is not told after an hour of counting frames.
+    """
+    from .networks import build_objective, check_models, frozen_encoders
+    from .trainer import Trainer, make_accelerator, tensorboard
     from .video_clips import EncodingObjective, VideoClips
 
     config, data = recipe.model, recipe.data
     pictures = config.variant != "musev"
-    videos = data.kind == "videos"
-    samples: Dataset
-    encoders: tuple[Any, ...] = ()
-    if videos:
-        from .sources import find_sources
+    accelerator = make_accelerator(recipe.train)
+    if not accelerator.is_main_process:
+        logging.getLogger("musev_core").setLevel(logging.ERROR)  # all processes find the same to tell
+    tensorboard()
+    tasks = _sample_tasks(recipe)
+    check_models(config)
+    found = _find_data(recipe)
 
-        sources = find_sources(data.places, video_dir=data.video_dir)
-        samples = VideoClips(sources, data.rule, data.height, data.width, seed=recipe.train.seed)
+    samples: Any
+    encoders: _Encoders | None = None
+    image_dim = 1024
+    if data.kind == "videos":
         encoders = frozen_encoders(config, image=pictures)
         empty = _empty_text(encoders[1], encoders[2])
+        if encoders[3] is not None:
+            image_dim = encoders[3].config.projection_dim
+        samples = VideoClips(found, data.rule, data.height, data.width, seed=recipe.train.seed)
     else:
-        samples = _features(recipe, pictures)
-        empty = _empty_text(*_text_encoder(recipe)) if _drops_text(recipe) else torch.zeros(77, 768)
+        samples = _features(recipe, found, pictures)
+        # a text of any width stands for the one that never takes a dropped text's place
+        empty = _empty_text(*_text_encoder(recipe)) if _drops_text(recipe) else torch.zeros(77, 1)
+        if pictures:
+            image_dim = samples[0]["image"].shape[-1]
     decode = None
     if recipe.diffusion.uses_pixels:
         from ..loading import load_vae
 
         decode = _decoder(encoders[0] if encoders else load_vae(config.vae or config.base))
-    objective: nn.Module = build_objective(
-        config,
-        recipe.diffusion,
-        empty_text=empty,
-        condition_frames=data.condition_frames,
-        gradient_checkpointing=recipe.train.gradient_checkpointing,
-        decode=decode,
-    )
-    if videos:
-        objective = EncodingObjective(objective, *encoders, reference_scale=data.reference_scale)  # type: ignore[arg-type]
-    trainer = Trainer(objective, samples, recipe.train, recipe.output_dir)
-    for net in encoders:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(recipe.train.seed, 2))  # new layers begin alike in every run of the recipe
+        objective: Any = build_objective(
+            config,
+            recipe.diffusion,
+            empty_text=empty,
+            condition_frames=data.condition_frames,
+            gradient_checkpointing=recipe.train.gradient_checkpointing,
+            decode=decode,
+            image_dim=image_dim,
+        )
+    if encoders is not None:
+        objective = EncodingObjective(objective, *encoders, reference_scale=data.reference_scale)
+    trainer = Trainer(objective, samples, recipe.train, recipe.output_dir, accelerator=accelerator)
+    for net in encoders or ():
         if isinstance(net, nn.Module):
             net.to(trainer.accelerator.device)
-    if recipe.validation.tasks is not None:
-        trainer.validate = _sample_videos(recipe, objective)
+    if tasks and accelerator.is_main_process:
+        trainer.validate = _sample_videos(recipe, tasks, objective, encoders)
+    log.info("checkpoints, samples and log (tensorboard --logdir) go to %s", recipe.output_dir)
     return trainer
 
 
-def _features(recipe: Recipe, pictures: bool) -> Dataset:
-    from .features import FeatureClips, FeatureKeys
-    from .sources import find_features
+def _sample_tasks(recipe: Recipe) -> list["Task"]:
+    """The tasks of the sample videos, whose files are there."""
+    from ..tasks.files import load_tasks
+    from ..tasks.results import check_files
+
+    if recipe.validation.tasks is None or not recipe.train.validate_every:
+        return []
+    tasks = load_tasks(recipe.validation.tasks)
+    for task in tasks:
+        check_files(task)
+        if task.controlnet_name:
+            raise MuseVError(f"task {task.name!r}: sample videos have no ControlNets; leave controlnet_name out")
+    return tasks
+
+
+def _find_data(recipe: Recipe) -> list[Any]:
+    """Videos or feature files, not looked into."""
+    from .sources import find_features, find_sources
 
     data = recipe.data
-    files = find_features(
+    if data.kind == "videos":
+        return find_sources(data.places, video_dir=data.video_dir)
+    return find_features(
         data.places,
         path_column=data.path_column,
         min_frames=data.rule.num_frames * data.rule.max_sample_rate,
     )
+
+
+def _features(recipe: Recipe, files: Sequence[Path], pictures: bool) -> Dataset:
+    from .features import FeatureClips, FeatureKeys
+
+    data = recipe.data
     return FeatureClips(
         files,
         FeatureKeys(data.width, data.height),
@@ -124,39 +176,35 @@ def _decoder(vae: Any) -> Callable[[Tensor], Tensor]:
     return decode
 
 
-def _sample_videos(recipe: Recipe, objective: nn.Module) -> Callable[[int, Path], dict[str, float]]:
-    """Makes the videos of a task file with the networks in training."""
+def _sample_videos(
+    recipe: Recipe, tasks: Sequence["Task"], objective: nn.Module, encoders: _Encoders | None
+) -> Callable[[int, Path], dict[str, Video]]:
+    """Makes videos with the networks in training."""
     from ..encoders import ImagePromptEncoder
     from ..pipeline import MuseVPipeline
-    from ..tasks.files import load_tasks
-    from ..tasks.results import check_files
     from ..tasks.runner import result_frames, video_request, without_unused_pictures
-    from ..video import VideoWriter
     from .networks import frozen_encoders
 
-    tasks = load_tasks(recipe.validation.tasks)  # type: ignore[arg-type]
-    for task in tasks:
-        check_files(task)
     motion: Any = getattr(objective, "motion", objective)
-    vae, tokenizer, text_encoder, image_encoder = frozen_encoders(
-        recipe.model, image=recipe.model.image_encoder is not None
-    )
+    if encoders is None:
+        encoders = frozen_encoders(recipe.model, image=recipe.model.image_encoder is not None)
+    vae, tokenizer, text_encoder, image_encoder = encoders
+    fps = recipe.validation.fps
 
-    def sample(step: int, folder: Path) -> dict[str, float]:
+    def sample(step: int, folder: Path) -> dict[str, Video]:
         projection = motion.image_projection
         prompt = ImagePromptEncoder(image_encoder, projection) if image_encoder is not None and projection else None
         pipeline = MuseVPipeline(motion.unet, vae, tokenizer, text_encoder, motion.reference_net, prompt)
         pipeline.to(next(motion.unet.parameters()).device)
-        folder.mkdir(parents=True, exist_ok=True)
+        videos = {}
         for task in tasks:
             request = without_unused_pictures(video_request(task), pipeline.picture_networks())
             result = pipeline.generate(request, generator=torch.Generator().manual_seed(recipe.train.seed))
-            path = folder / f"{step:07d}-{task.name}.mp4"
-            with VideoWriter(path, fps=recipe.validation.fps, overwrite=True) as writer:
-                for part in result_frames(task, request, result):
-                    writer.write(part)
+            frames = to_uint8(torch.cat(list(result_frames(task, request, result))))
+            path = write_video(folder / f"{step:07d}-{task.name}.mp4", frames, fps=fps, overwrite=True)
             log.info("sample video: %s", path)
-        return {}
+            videos[task.name] = Video(frames, fps)
+        return videos
 
     return sample
 

@@ -171,9 +171,9 @@ class FeatureClips(Dataset):
                 "frame_index": torch.tensor(choice.frame_index),
                 "text": torch.from_numpy(file[self.keys.text(int(rng.choice(self.texts)))][0]).float(),
             }
-            if choice.references:
-                reference = draw_moments(_rows(moments, choice.references), generator, self.reference_scale)
-                sample["reference"] = reference.transpose(0, 1)
+            pictures = choice.references or choice.frames[:1]
+            reference = draw_moments(_rows(moments, pictures), generator, self.reference_scale)
+            sample["reference"] = reference.transpose(0, 1)
             if self.images:
                 sample["image"] = _rows(file[self.keys.image], choice.references or choice.frames).float()
             if self.poses:

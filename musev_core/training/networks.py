@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import VARIANTS, ImageProjectionConfig, UNetConfig, resized
-from ..errors import MuseVError
+from ..errors import CheckpointError, MuseVError
 from ..loading import (
     ModelFiles,
     load_controlnet,
@@ -29,7 +30,7 @@ from ..models.reference_net import ReferenceNet
 from ..models.temporal import TemporalConv, TemporalTransformer
 from ..models.transformer import SpatialTransformer
 from ..models.unet import MuseVUNet
-from ..weights.files import read_shapes, read_tensors, select
+from ..weights.files import near_names, read_shapes, read_tensors, select
 from ..weights.keymaps import is_motion_name, motion_tensors
 from ..weights.kinds import unet_config_from_shapes
 from ..weights.layout import find_musev_files, read_base
@@ -45,6 +46,21 @@ TRAINED_ENDINGS = (
     *("temp_convs", "temp_attentions", "transformer_in", "frame_embedding", "to_k_ip", "to_v_ip"),
     "refer_emb_attns",
 )
+
+
+def check_models(recipe: ModelRecipe) -> None:
+    """Looks at the files a recipe names, which takes no time.
+
+    Raises:
+        CheckpointError: one is missing, or something else than it should be.
+    """
+    read_base(recipe.base, "unet")
+    if recipe.musev is not None:
+        find_musev_files(recipe.musev, recipe.variant)
+    for name in ("reference_net", "image_projection", "image_encoder", "controlnet", "vae", "tokenizer"):
+        path = getattr(recipe, name)
+        if path is not None and not path.exists():
+            raise CheckpointError(f"model.{name}: {path} does not exist.{near_names(path)}")
 
 
 def build_unet(recipe: ModelRecipe) -> MuseVUNet:
@@ -88,14 +104,20 @@ def build_reference_net(recipe: ModelRecipe, config: UNetConfig) -> ReferenceNet
     return net
 
 
-def build_projection(recipe: ModelRecipe, config: UNetConfig) -> nn.Module:
-    """The image projection of a recipe, or a new one."""
+def build_projection(recipe: ModelRecipe, config: UNetConfig, image_dim: int = 1024) -> nn.Module:
+    """The image projection of a recipe, or a new one, for embeddings of `image_dim` numbers."""
     path = recipe.image_projection
     if path is None and recipe.musev is not None:
         path = find_musev_files(recipe.musev, recipe.variant).image_proj
-    if path is not None:
-        return load_projection(path, torch.float32)
-    return image_projection(ImageProjectionConfig(context_dim=config.context_dim))
+    if path is None:
+        return image_projection(ImageProjectionConfig(input_dim=image_dim, context_dim=config.context_dim))
+    net: Any = load_projection(path, torch.float32)
+    if (net.config.kind, net.config.input_dim) != ("plain", image_dim):
+        raise CheckpointError(
+            f"{path} is a {net.config.kind} projection of {net.config.input_dim} numbers, but the image embeddings in "
+            f"the data have {image_dim}; choose the image encoder it was made with (CLIP ViT-H for MuseV's)"
+        )
+    return net
 
 
 def build_objective(
@@ -106,12 +128,13 @@ def build_objective(
     condition_frames: int = 1,
     gradient_checkpointing: bool = False,
     decode: Callable[[Tensor], Tensor] | None = None,
+    image_dim: int = 1024,
 ) -> MotionObjective:
     """Everything that takes part in a training step, with gradients for what the recipe trains."""
     unet = build_unet(recipe)
     config = unet.config
     reference_net = build_reference_net(recipe, config) if config.reference_fusion else None
-    projection = build_projection(recipe, config) if config.image_prompt else None
+    projection = build_projection(recipe, config, image_dim) if config.image_prompt else None
     controlnet = load_controlnet(recipe.controlnet) if recipe.controlnet is not None else None
     choose_trained(unet, recipe.train)
     train_reference = recipe.train_reference_net
@@ -126,6 +149,8 @@ def build_objective(
 
     def write(folder: Path, objective: MotionObjective) -> None:
         save_musev(folder, objective, whole=recipe.save == "all", reference=train_reference)
+        if recipe.train == "all":
+            save_base(folder / "base", recipe, objective.unet)
 
     return MotionObjective(
         unet,
@@ -193,7 +218,28 @@ def save_musev(folder: Path, objective: MotionObjective, *, whole: bool, referen
         checkpoints.save_json(path.with_name("config.json"), unet_json(unet.config.spatial()))
     if objective.image_projection is not None:
         path = folder / "ip_adapter_image_proj.safetensors"
-        checkpoints.save_tensors(path, objective.image_projection.state_dict())
+        tensors = objective.image_projection.state_dict()
+        checkpoints.save_tensors(path, {f"image_proj.{name}": x for name, x in tensors.items()})
+
+
+def save_base(folder: Path, recipe: ModelRecipe, unet: MuseVUNet) -> None:
+    """The base model with the trained layers, as a diffusers folder: from MuseV's file only motion layers are used."""
+    tensors = {name: x for name, x in unet.state_dict().items() if not is_motion_name(name)}
+    checkpoints.save_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors", tensors)
+    checkpoints.save_json(folder / "unet" / "config.json", unet_json(unet.config.spatial()))
+    for part, source, name in (
+        ("vae", recipe.vae or recipe.base, "diffusion_pytorch_model.safetensors"),
+        ("text_encoder", recipe.base, "model.safetensors"),
+    ):
+        checkpoints.save_tensors(folder / part / name, read_base(source, part))
+        config = _json(source / part)
+        if not config and part == "vae":  # it may have a folder of its own
+            config = _json(source if source.is_dir() else source.parent)
+        if config:
+            checkpoints.save_json(folder / part / "config.json", config)
+    tokenizer = recipe.tokenizer or recipe.base / "tokenizer"
+    if tokenizer.is_dir():
+        shutil.copytree(tokenizer, folder / "tokenizer")
 
 
 def unet_json(config: UNetConfig) -> dict[str, Any]:
@@ -214,9 +260,12 @@ def frozen_encoders(recipe: ModelRecipe, *, image: bool) -> tuple[Any, Any, Any,
     """(VAE, tokenizer, text encoder, image encoder or None) of a recipe."""
     if image and recipe.image_encoder is None:
         raise MuseVError(f"training {recipe.variant} on videos needs model.image_encoder, the folder of CLIP ViT-H")
-    tokenizer = load_tokenizer(ModelFiles(musev=recipe.musev or recipe.base, base=recipe.base))
+    text_encoder = load_text_encoder(recipe.base, torch.float32)  # first: it says so if there is no base model at all
+    tokenizer = load_tokenizer(
+        ModelFiles(musev=recipe.musev or recipe.base, base=recipe.base, tokenizer=recipe.tokenizer)
+    )
     encoder = load_image_encoder(recipe.image_encoder, torch.float32) if image and recipe.image_encoder else None
-    return load_vae(recipe.vae or recipe.base), tokenizer, load_text_encoder(recipe.base, torch.float32), encoder
+    return load_vae(recipe.vae or recipe.base), tokenizer, text_encoder, encoder
 
 
 def place(nets: Iterable[Any], device: torch.device, dtype: torch.dtype) -> None:

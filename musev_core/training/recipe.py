@@ -43,9 +43,9 @@ class ModelRecipe:
         image_encoder: folder of CLIP ViT-H, for `videos` with an image prompt.
         controlnet: a frozen OpenPose ControlNet, for training on poses (musev_referencenet_pose).
         controlnet_scale: its strength. train_reference_net: default: as published, not for musev_referencenet_pose.
-        vae: another VAE than the base model's.
-        train: `motion` layers only, as published, or `all` of the UNet.
-        save: `motion` layers only, or `all` of the UNet's weights.
+        vae: another VAE than the base model's. tokenizer: a folder, for single-file base models.
+        train: `motion` layers only, as published, or `all` of the UNet: checkpoints then have a base model in `base/`.
+        save: `motion` layers only, or `all` of the UNet's weights, as published.
     """
 
     base: Path
@@ -58,6 +58,7 @@ class ModelRecipe:
     controlnet_scale: float = 1.0
     train_reference_net: bool | None = None
     vae: Path | None = None
+    tokenizer: Path | None = None
     train: str = "motion"
     save: str = "motion"
 
@@ -129,6 +130,12 @@ class Recipe:
     train: TrainOptions = field(default_factory=TrainOptions)
     diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
     validation: ValidationRecipe = field(default_factory=ValidationRecipe)
+
+    def __post_init__(self) -> None:
+        if self.model.controlnet is not None and self.data.kind == "videos":
+            raise MuseVError("model.controlnet needs poses, which only data.kind features has; extract them first")
+        if self.train.validate_every and self.validation.tasks is None:
+            raise MuseVError("train.validate_every needs validation.tasks, the task file of the sample videos")
 
 
 def load_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:

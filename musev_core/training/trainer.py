@@ -4,9 +4,11 @@ Everything random comes from generators made for the number of the step, and dat
 of it. So a run that is killed and resumed ends with the weights of a run that was not.
 """
 
+import importlib
 import logging
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import CheckpointError, MuseVError, require
+from ..video import Video, write_video
 from . import checkpoints
 from .muon import MuonWithAdamW, parameter_groups
 from .options import TrainOptions
@@ -39,6 +42,28 @@ class Objective(Protocol):
         ...
 
 
+def make_accelerator(options: TrainOptions) -> Any:
+    """accelerate's view of this machine: devices, processes, precision.
+
+    Raises:
+        MuseVError: the device cannot compute in this precision.
+    """
+    accelerate = require("accelerate", install="accelerate", purpose="training")
+    precision = options.mixed_precision
+    try:
+        accelerator = accelerate.Accelerator(
+            mixed_precision=precision, gradient_accumulation_steps=options.accumulation
+        )
+    except ValueError as error:
+        raise MuseVError(f"mixed_precision {precision!r} is not possible here: {error} Set it to bf16 or no") from error
+    if precision != "no" and not accelerator.native_amp:  # accelerate would train in float32 without a word
+        raise MuseVError(
+            f"mixed_precision {precision!r} is not possible here: the device is {accelerator.device.type!r}; set it to "
+            "bf16 or no"
+        )
+    return accelerator
+
+
 class Trainer:
     """Trains an objective.
 
@@ -47,8 +72,10 @@ class Trainer:
         samples: maps the number of a sample in an endless run to its tensors; the same number must always give the
             same sample (see `schedule.place_in_epoch`).
         folder: gets `checkpoints/` and `log/`.
-        validate: called with the step and a folder for results, with the averaged weights in place.
+        validate: called with the step and a folder for results, with the averaged weights in place; the figures and
+            videos that it returns go to the log.
         collate: makes a batch of samples; default: torch's.
+        accelerator: of `make_accelerator`, where it was needed before.
     """
 
     def __init__(
@@ -58,8 +85,9 @@ class Trainer:
         options: TrainOptions,
         folder: Path,
         *,
-        validate: Callable[[int, Path], dict[str, float]] | None = None,
+        validate: Callable[[int, Path], Mapping[str, float | Video]] | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
+        accelerator: Any = None,
     ):
         self.options = options
         self.folder = Path(folder)
@@ -70,10 +98,7 @@ class Trainer:
         self.parameters = {name: p for name, p in objective.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise MuseVError("nothing is to be trained: every parameter is frozen")
-        accelerate = require("accelerate", install="accelerate", purpose="training")
-        self.accelerator = accelerate.Accelerator(
-            mixed_precision=options.mixed_precision, gradient_accumulation_steps=options.accumulation
-        )
+        self.accelerator = accelerator if accelerator is not None else make_accelerator(options)
         optimizer = MuonWithAdamW(
             parameter_groups(self.parameters, options.muon_rate, options.learning_rate),
             lr=options.learning_rate,
@@ -181,7 +206,7 @@ class Trainer:
                 speed = (time.monotonic() - started) / (self.step - first)
                 self._log({name: value / since for name, value in sums.items()}, rate, speed)
                 sums = {}
-            if options.validate_every and self.validate is not None and self.step % options.validate_every == 0:
+            if options.validate_every and self.step % options.validate_every == 0:
                 self._validate()
             if self.step % options.checkpoint_every == 0 or self.step == options.steps:
                 self.save()
@@ -239,21 +264,40 @@ class Trainer:
         if self.accelerator.is_main_process and self.validate is not None:
             with self.averaged(), torch.no_grad():
                 self._wrapped.eval()
-                figures = self.validate(self.step, self.folder / "samples")
+                results = self.validate(self.step, self.folder / "samples")
+            figures = {name: value for name, value in results.items() if not isinstance(value, Video)}
             for name, value in figures.items():
                 self.writer.add_scalar(f"validation/{name}", value, self.step)
+            for name, value in results.items():
+                if isinstance(value, Video):
+                    self._log_video(f"samples/{name}", value)
             if figures:
                 text = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
                 log.info("validation at step %d: %s", self.step, text)
         self.accelerator.wait_for_everyone()
 
+    def _log_video(self, name: str, video: Video) -> None:
+        """TensorBoard plays a GIF that it is given as a picture; torch's way to one would need moviepy."""
+        messages: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
+        with tempfile.TemporaryDirectory() as folder:
+            encoded = write_video(Path(folder) / "video.gif", video.frames, fps=video.fps).read_bytes()
+        _, height, width, _ = video.frames.shape
+        picture = messages.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+        value = messages.Summary.Value(tag=name, image=picture)
+        self.writer.file_writer.add_summary(messages.Summary(value=[value]), self.step)
+        self.writer.flush()
+
     @property
     def writer(self) -> Any:
         """TensorBoard's writer for `log/`."""
         if self._writer is None:
-            board = require("torch.utils.tensorboard", install="tensorboard", purpose="the training log")
-            self._writer = board.SummaryWriter(str(self.folder / "log"))
+            self._writer = tensorboard().SummaryWriter(str(self.folder / "log"))
         return self._writer
+
+
+def tensorboard() -> Any:
+    """torch's interface to TensorBoard."""
+    return require("torch.utils.tensorboard", install="tensorboard", purpose="the training log")
 
 
 class _Swapped:

@@ -36,7 +36,7 @@ def check_path(path: Path) -> Report:
     """
     if not path.exists():
         raise MuseVError(f"there is no file or folder {path}")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if _holds_weights(p))
     if not files:
         raise MuseVError(f"the folder {path} holds no weight files ({', '.join(_SUFFIXES)})")
     report = Report()
@@ -82,3 +82,8 @@ def _check_musev(file: Path, shapes: dict[str, tuple[int, ...]], report: Report)
                 report.lines.append(f"  {what}: {part}")
     if found.kind.motion_only:
         report.lines.append("  the Stable Diffusion part comes from the base model")
+
+
+def _holds_weights(path: Path) -> bool:
+    """What training goes on from lies among a checkpoint's weights, but is none."""
+    return path.suffix in _SUFFIXES and path.is_file() and path.parent.name != "state"
