@@ -92,7 +92,7 @@ def test_published_weights_are_the_averaged_ones(tmp_path):
     assert not torch.equal(published["conv_in.weight"], trainer.parameters["unet.conv_in.weight"])
     assert (folder / "referencenet" / "config.json").is_file()
     assert set(read_tensors(folder / "ip_adapter_image_proj.safetensors")) == {
-        *("proj.weight", "proj.bias", "norm.weight", "norm.bias"),
+        *("image_proj.proj.weight", "image_proj.proj.bias", "image_proj.norm.weight", "image_proj.norm.bias"),
     }
 
 
@@ -222,6 +222,16 @@ def test_condition_frames_stay_clean_and_do_not_count():
     assert losses["loss"].item() == pytest.approx(1.0, abs=0.25)
     clips["latents"][:, :, 0] = 1e3
     assert seen({}, clips)[1]["loss"] == losses["loss"]
+
+
+def test_spread_time_steps_cover_the_schedule_in_every_batch():
+    steps = diffusion.random_timesteps(8, 1000, 1.0, torch.Generator().manual_seed(1))
+    assert sorted((steps // 125).tolist()) == list(range(8))
+    assert steps.tolist() != sorted(steps.tolist())
+    noisier = diffusion.random_timesteps(1000, 1000, 0.5, torch.Generator().manual_seed(1)).float()
+    assert noisier.mean().item() == pytest.approx(667, abs=5) and noisier.max() <= 999
+    with pytest.raises(MuseVError, match="timestep_power must be greater than 0"):
+        diffusion.DiffusionOptions(timestep_power=0.0)
 
 
 def test_video_fusion_noise_is_shared_between_frames():

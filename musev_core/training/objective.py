@@ -19,6 +19,7 @@ from .diffusion import (
     motion_size,
     noised,
     prediction_target,
+    random_timesteps,
     weighted_mse,
 )
 
@@ -94,7 +95,7 @@ class MotionObjective(nn.Module):
             offset = torch.randn(*clean.shape[:2], 1, 1, 1, generator=generator, device=latents.device)
             noise = noise + options.noise_offset * offset
         steps = len(self.alphas)  # type: ignore[arg-type]
-        timestep = torch.randint(0, steps, (b,), generator=generator, device=latents.device)
+        timestep = random_timesteps(b, steps, options.timestep_power, generator)
         alpha = self.alphas[timestep]  # type: ignore[index]
         sample = noised(clean, noise, alpha)
         whole = torch.cat([self._condition_noise(condition, generator), sample], dim=2)
