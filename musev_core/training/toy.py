@@ -5,7 +5,8 @@ motion, because every context window of MuseV believes that it follows the condi
 
 * `directed`: the subject moves as the caption says; its position is a function of caption, condition frame and frame
   index times motion speed.
-* `enter`: the condition frame is an empty stage and the subject comes in: only the reference shows what it looks like.
+* `enter`: the condition frame is an empty stage and the subject comes in, as high as it stands in its portrait: only
+  the reference shows what it looks like.
 * `ambient`: it sways, bobs or waves round its home with a random phase, so every window of a long video may show the
   same motion; the condition frame shows it at home.
 * `wander`: it follows a random smooth path, which only the pose video tells.
@@ -66,7 +67,7 @@ class Scene:
     Args:
         kind: of `KINDS`; motion: a direction, `sway`, `bob`, `wave` or `wander`.
         subject: `ball`, `box`, `star` or `figure`; color: its own or its shirt's; second: of the texture or trousers.
-        texture: of a shape; angle: how it is turned, radians; radius: pixels.
+        texture: of a shape; radius: pixels.
         home: (x, y) of the subject's centre in the condition frame; of the figure it is the hip.
         phase: of an ambient motion; path: `(2, 2, 2)`, axis x wave x (amplitude, cycles per 100 units) of a wander.
         described: whether the caption tells color and texture.
@@ -79,7 +80,6 @@ class Scene:
     color: str
     second: tuple[float, float, float]
     texture: str
-    angle: float
     radius: float
     home: tuple[float, float]
     phase: float
@@ -162,7 +162,6 @@ def scene(split: str, number: int, kind: str | None = None) -> Scene:
         color=str(rng.choice(list(COLORS))),
         second=(_WHITE, _DARK)[rng.integers(2)],
         texture=str(rng.choice(TEXTURES)),
-        angle=rng.uniform(-0.5, 0.5),
         radius=rng.uniform(9.5, 12.0),
         home=home,
         phase=rng.uniform(0, 2 * math.pi),
@@ -174,7 +173,7 @@ def scene(split: str, number: int, kind: str | None = None) -> Scene:
     if kind != "enter":
         return made
     edge = -made.radius - 2 if motion == "right" else SIZE + made.radius + 2
-    return replace(made, home=(edge, home[1]))
+    return replace(made, home=(edge, _portrait_height(subject)))
 
 
 def render(scenes: Sequence[Scene], num_frames: int = 13, motion_speed: float | Sequence[float] = 8.0) -> Clips:
@@ -184,7 +183,7 @@ def render(scenes: Sequence[Scene], num_frames: int = 13, motion_speed: float | 
     units = np.trunc(np.arange(num_frames) * speeds[:, None])  # (b, t)
     states = [_states(s, u) for s, u in zip(scenes, units, strict=True)]
     stage = _stages(scenes)  # (b, 3, h, w)
-    portraits = [replace(s, kind="wander", home=(SIZE / 2, 40.0 if s.subject == "figure" else 32.0)) for s in scenes]
+    portraits = [replace(s, kind="wander", home=(SIZE / 2, _portrait_height(s.subject))) for s in scenes]
     other = [replace(s, stage=(s.stage + 1) % len(STAGES), hill=s.hill + SIZE / 2) for s in scenes]
     empty = stage.new_zeros(stage.shape)
     return Clips(
@@ -195,6 +194,11 @@ def render(scenes: Sequence[Scene], num_frames: int = 13, motion_speed: float | 
         background=_uint8(stage),
         positions=torch.from_numpy(np.stack([state[:, :2] for state in states])).float(),
     )
+
+
+def _portrait_height(subject: str) -> float:
+    """y of the subject's centre in the reference picture, pixels."""
+    return 40.0 if subject == "figure" else 32.0
 
 
 def draw_pose(one: Scene, num_frames: int = 13, motion_speed: float = 8.0) -> Tensor:
@@ -306,7 +310,7 @@ def _picture(scenes: Sequence[Scene], states: list[np.ndarray], stage: Tensor, *
         elif pose:
             draw_strokes(canvas, _cross(some, state))
         else:
-            shape = [[SHAPES.index(s.subject), TEXTURES.index(s.texture), s.angle, s.radius] for s in some]
+            shape = [[SHAPES.index(s.subject), TEXTURES.index(s.texture), s.radius] for s in some]
             colors = torch.tensor([[COLORS[s.color], s.second] for s in some])
             draw_shape(
                 canvas,
@@ -381,11 +385,9 @@ def _cross(scenes: Sequence[Scene], state: np.ndarray) -> list[Stroke]:
     """A shape's pose: a bone to each of its four sides."""
     t = state.shape[1]
     centre = torch.from_numpy(state[..., :2]).float().flatten(0, 1)
-    angle = torch.tensor([s.angle for s in scenes]).repeat_interleave(t, 0)
-    radius = torch.tensor([s.radius for s in scenes]).repeat_interleave(t, 0)
+    radius = torch.tensor([s.radius for s in scenes]).repeat_interleave(t, 0)[:, None]
     strokes = []
-    for i, color in enumerate(((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 0, 255))):
-        turned = angle + i * math.pi / 2
-        end = centre + radius[:, None] * torch.stack([turned.sin(), -turned.cos()], dim=-1)
+    for (x, y), color in zip(DIRECTIONS.values(), ((0, 0, 255), (255, 255, 0), (255, 0, 0), (0, 255, 0)), strict=True):
+        end = centre + radius * torch.tensor([x, y])
         strokes.append(Stroke(centre, end, 1.0, torch.tensor(color).expand(len(centre), 3) / 255))
     return strokes

@@ -65,13 +65,12 @@ def draw_shape(canvas: Tensor, centre: Tensor, shape: Tensor, colors: Tensor) ->
 
     Args:
         centre: `(n, 2)`, x and y.
-        shape: `(n, 4)`: form (0 ball, 1 box, 2 star), texture (0 plain, 1 striped, 2 ringed), angle, radius.
+        shape: `(n, 3)`: form (0 ball, 1 box, 2 star), texture (0 plain, 1 striped, 2 ringed), radius.
         colors: `(n, 2, 3)`: the shape's and its texture's.
     """
     x, y = _grid(canvas.shape[-1])
-    form, texture, angle, radius = (shape[:, i, None, None] for i in range(4))
-    dx, dy = x - centre[:, 0, None, None], y - centre[:, 1, None, None]
-    u, v = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
+    form, texture, radius = (shape[:, i, None, None] for i in range(3))
+    u, v = x - centre[:, 0, None, None], y - centre[:, 1, None, None]
     far = (u**2 + v**2).sqrt()
     box = torch.maximum(u.abs(), v.abs()) - 0.88 * radius
     turn = torch.atan2(u, -v)
