@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"musev: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Cancelled):
-        say("musev: stopped; finished videos were kept", file=sys.stderr)
+        say("musev: stopped; what was finished is kept", file=sys.stderr)
         return 130
 
 
@@ -98,9 +98,9 @@ def _add_train(commands: Any) -> None:
     extract.add_argument("--stored_rate", type=int, default=2, help="store every so many frames one")
     extract.add_argument("--pose_weights", type=Path, default=None, help="folder of DWPose's files: stores poses too")
     extract.add_argument("--limit", type=int, default=None, help="only so many videos, to try it out")
-    make = _command(actions, "demo", _train_demo, "Make the demo model: about an hour on two CPU cores.")
+    make = _command(actions, "demo", _train_demo, "Make the demo model: about two hours and a half on two CPU cores.")
     make.add_argument("--output_dir", type=Path, default=Path("demo-training"), help="states and results")
-    make.add_argument("--stage", default=None, help="only vae, latents, unet, controlnet or package")
+    make.add_argument("--stage", default=None, help="only this one; the names are told as they run")
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 """How well the demo model does on toy clips it never saw, measured through the pipeline (the acceptance list)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,11 +11,12 @@ from ..denoise.control import Control
 from ..encoders import decode_latents, encode_latents
 from ..metrics import moving_pixels, psnr
 from ..pipeline import ClipInputs, MuseVPipeline, SamplingOptions
-from .toy import DIRECTIONS, Clips
+from .toy import DIRECTIONS, SIZE, Clips
 
 DIFFERENT = 0.12  # a pixel that differs so much from the stage belongs to the subject
 
 
+@torch.no_grad()
 def generate(
     pipeline: MuseVPipeline,
     clips: Clips,
@@ -30,22 +30,57 @@ def generate(
     seed: int = 0,
     batch: int = 10,
 ) -> Tensor:
-    """Videos `(b, t, 64, 64, 3)` in 0..1 that begin with the clips' first frames.
+    """Videos `(b, t, 64, 64, 3)` in 0..1 that begin with the clips' first frames; arguments as for `sample`."""
+    latents = sample(
+        pipeline,
+        clips,
+        captions=captions,
+        references=references,
+        use_reference=use_reference,
+        controlnet=controlnet,
+        num_frames=num_frames,
+        sampling=sampling,
+        seed=seed,
+        batch=batch,
+    )
+    return decoded(pipeline, latents)
+
+
+@torch.no_grad()
+def sample(
+    pipeline: MuseVPipeline,
+    clips: Clips,
+    *,
+    condition: Tensor | None = None,
+    captions: Sequence[str] | None = None,
+    references: Tensor | None = None,
+    use_reference: bool = True,
+    controlnet: Any = None,
+    num_frames: int | None = None,
+    sampling: SamplingOptions = SAMPLING,
+    seed: int = 0,
+    batch: int = 10,
+) -> Tensor:
+    """Latents `(b, 4, t, 8, 8)` of videos of clips.
 
     Args:
+        condition: latents `(b, 4, 1, 8, 8)` of the condition frames; default: the clips' first frames.
         captions, references: instead of the clips' own; references uint8 `(b, 64, 64, 3)`.
         use_reference: off leaves out ReferenceNet and image prompt.
         controlnet: follows the clips' pose videos.
         num_frames: to generate, besides the first.
+        seed: of the first video, counted up: the result does not depend on the size of the batches.
     """
     count = len(clips.captions)
     num_frames = num_frames or clips.frames.shape[1] - 1
     captions = clips.captions if captions is None else list(captions)
     references = clips.reference if references is None else references
-    videos = []
-    for first in range(0, count, 1 if controlnet is not None else batch):
-        part = slice(first, first + (1 if controlnet is not None else batch))
-        condition = torch.stack([encode_latents(pipeline.vae, frames[:1]) for frames in clips.frames[part]])
+    if condition is None:
+        condition = first_latents(pipeline, clips)
+    size = 1 if controlnet is not None else batch  # a pose video belongs to one clip
+    made = []
+    for first in range(0, count, size):
+        part = slice(first, min(first + size, count))
         pictures = references[part, None] if use_reference else None
         controls = []
         if controlnet is not None:
@@ -55,18 +90,26 @@ def generate(
             prompts=captions[part],
             negative_prompts=[""] * len(captions[part]),
             num_frames=num_frames,
-            height=64,
-            width=64,
-            condition_latents=condition,
+            height=SIZE,
+            width=SIZE,
+            condition_latents=condition[part],
             reference_images=pictures,
             image_prompts=pictures,
             controls=controls,
         )
-        # a seed per video: the result does not depend on the size of the batches
-        generators = [torch.Generator().manual_seed(seed + i) for i in range(first, first + len(captions[part]))]
-        latents = pipeline.sample(inputs, sampling, generator=generators)
-        videos += [torch.cat(list(decode_latents(pipeline.vae, x, batch=16))) for x in latents]
-    return torch.stack(videos)
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(part.start, part.stop)]
+        made.append(pipeline.sample(inputs, sampling, generator=generators))
+    return torch.cat(made)
+
+
+def first_latents(pipeline: MuseVPipeline, clips: Clips) -> Tensor:
+    """Latents `(b, 4, 1, 8, 8)` of the clips' first frames."""
+    return encode_latents(pipeline.vae, clips.frames[:, 0]).transpose(0, 1)[:, :, None]
+
+
+def decoded(pipeline: MuseVPipeline, latents: Tensor) -> Tensor:
+    """Frames `(b, t, 64, 64, 3)` in 0..1 of latents `(b, 4, t, 8, 8)`."""
+    return torch.stack([torch.cat(list(decode_latents(pipeline.vae, x, batch=16))) for x in latents])
 
 
 def centres(frames: Tensor, backgrounds: Tensor) -> Tensor:
@@ -126,11 +169,6 @@ def opposite(caption: str) -> str:
     """The caption with the direction turned round."""
     pairs = {"left": "right", "right": "left", "up": "down", "down": "up"}
     return " ".join(pairs.get(word, word) for word in caption.split())
-
-
-def without_guidance(sampling: SamplingOptions) -> SamplingOptions:
-    """The same run with guidance off: half the work."""
-    return replace(sampling, guidance_scale=1.0, guidance_end=None)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 NUM_FRAMES = 13  # one condition frame and a window
 SPEEDS = (4.0, 6.0, 8.0, 8.0, 10.0, 12.0)  # motion speeds, the usual one twice
 SHARD = 50  # clips per file of latents
-CLIPS = 3000  # of the training split
-SHORT_STEPS, SHORT_FRAMES = 2650, 7  # the first steps see a condition frame and half a window, at half the cost
+SHORT_FRAMES = 7  # most steps see a condition frame and half a window, at half the cost
 
 DIFFUSION = DiffusionOptions(prediction_type="v_prediction", text_dropout=0.05, image_dropout=0.05, both_dropout=0.08)
+NOISIER = replace(DIFFUSION, timestep_power=0.5)
 UNET_OPTIONS = TrainOptions(
     steps=3000,
     batch_size=8,
@@ -48,7 +48,36 @@ UNET_OPTIONS = TrainOptions(
     validate_every=400,
     log_every=25,
 )
-CONTROLNET_OPTIONS = replace(UNET_OPTIONS, steps=500, seed=7)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: on the first `clips` of the training split, `short_steps` on short pieces of them."""
+
+    options: TrainOptions
+    clips: int
+    short_steps: int
+    diffusion: DiffusionOptions = NOISIER
+    kinds: Sequence[str] = toy.KINDS
+
+
+STAGES = {  # each begins with the averaged weights of the one before
+    "unet": Stage(UNET_OPTIONS, clips=3000, short_steps=2650, diffusion=DIFFUSION),
+    "refine": Stage(replace(UNET_OPTIONS, steps=3600, muon_rate=0.006, seed=9), clips=9000, short_steps=3600),
+    "finish": Stage(
+        replace(UNET_OPTIONS, steps=1300, accumulation=2, learning_rate=4e-4, muon_rate=0.004, seed=10),
+        clips=9000,
+        short_steps=0,
+        kinds=(*toy.KINDS, "directed", "enter"),
+    ),
+}
+CONTROLNET = Stage(
+    replace(UNET_OPTIONS, steps=500, seed=7),
+    clips=3000,
+    short_steps=500,
+    diffusion=DIFFUSION,
+    kinds=("directed", "wander"),
+)
 
 
 def speed_of(number: int) -> float:
@@ -101,7 +130,7 @@ class ToyLatents(Dataset):
     Args:
         short_samples: the first so many samples have `SHORT_FRAMES` frames: the condition frame, and a run of the
             others that begins anywhere; the rest has all.
-        kinds: which kinds of motion; default: all.
+        kinds: which kinds of motion; one that is named twice is seen twice as often.
         pose: whether to draw the pose video as well.
     """
 
@@ -119,7 +148,7 @@ class ToyLatents(Dataset):
         shards = [read_tensors(folder / f"train-{first:06d}.safetensors") for first in range(0, count, SHARD)]
         tensors = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
         self.scenes = [toy.scene("train", i) for i in range(count)]
-        self.numbers = [i for i, s in enumerate(self.scenes) if s.kind in kinds]
+        self.numbers = [i for kind in kinds for i, s in enumerate(self.scenes) if s.kind == kind]
         self.tensors = tensors
         self.tokens = compact_tokens([s.caption for s in self.scenes])
 
@@ -179,14 +208,16 @@ def expanded_text(text_encoder: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def motion_objective(networks: DemoNetworks, *, train_controlnet: bool = False) -> MotionObjective:
+def motion_objective(
+    networks: DemoNetworks, diffusion: DiffusionOptions, *, train_controlnet: bool = False
+) -> MotionObjective:
     """Everything but the VAE trained together; or only the ControlNet, beside the frozen rest."""
     for name, net in networks.named().items():
         trained = name == "controlnet" if train_controlnet else name not in ("controlnet", "vae")
         net.requires_grad_(trained)
     return MotionObjective(
         networks.unet,
-        DIFFUSION,
+        diffusion,
         empty_text=compact_tokens([""])[0],
         write=write_demo,
         reference_net=networks.reference_net,

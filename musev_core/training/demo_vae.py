@@ -1,6 +1,7 @@
 """The demo model's VAE: pixels of the toy world to 8 x 8 latents and back."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,23 @@ OPTIONS = TrainOptions(
     validate_every=100,
     log_every=20,
 )
+DECODER_OPTIONS = replace(OPTIONS, steps=3500, learning_rate=5e-4, muon_rate=0.01, ema_decay=0.995, seed=8)
 KL_WEIGHT = 1e-4  # of the mean per latent value: keeps the latents smooth, which the UNet needs
 SUBJECT_WEIGHT = 3.0  # how much more a pixel of the subject counts than one of the stage
 CROPPED_STEPS, CROP = 1000, 32  # the first steps see quarters of pictures, at a quarter of the cost
 
 
 class Pictures(Dataset):
-    """Single pictures of the training split: sample n is scene n at some moment."""
+    """Single pictures of the training split: sample n is scene n at some moment; the first ones are cropped."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, seed: int, cropped: int = 0):
+        self.seed, self.cropped = seed, cropped
 
     def __getitem__(self, number: int) -> tuple[toy.Scene, float, tuple[int, int] | None]:
         """A scene, a motion speed which puts its second frame anywhere in a clip, and where to crop it."""
         rng = np.random.default_rng(derived_seed(self.seed, number))
         corner = tuple(map(int, rng.integers(0, toy.SIZE - CROP + 1, 2)))
-        cropped = number < CROPPED_STEPS * OPTIONS.batch_size
+        cropped = number < self.cropped
         return toy.scene("train", number), float(rng.uniform(0, 144)), corner if cropped else None  # type: ignore[return-value]
 
 
@@ -67,21 +69,32 @@ def pictures(samples: list[tuple[toy.Scene, float, tuple[int, int] | None]]) -> 
 
 
 class VAEObjective(nn.Module):
-    """Weighted squared error of the round trip, and a little KL divergence."""
+    """Weighted squared error of the round trip, and a little KL divergence; or of a decoder alone.
 
-    def __init__(self, vae: Any):
+    Args:
+        decoder_only: the encoder stays as it is, and with it the latents that other networks have learned.
+    """
+
+    def __init__(self, vae: Any, *, decoder_only: bool = False):
         super().__init__()
         self.vae = vae
+        self.decoder_only = decoder_only
+        for part in (vae.encoder, vae.quant_conv):
+            part.requires_grad_(not decoder_only)
 
     def forward(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Losses of `pictures`."""
         pixels, weight = batch["pixels"], batch["weight"]
-        latents = self.vae.encode(pixels).latent_dist
+        with torch.set_grad_enabled(not self.decoder_only):
+            latents = self.vae.encode(pixels).latent_dist
         decoded = self.vae.decode(latents.sample(generator=generator)).sample
         error = (weight * (F.mse_loss(decoded, pixels, reduction="none"))).mean() / weight.mean()
         sharpness = (decoded - pixels).abs().mean()
+        loss = error + 0.05 * sharpness
+        if self.decoder_only:
+            return {"loss": loss, "error": error.detach()}
         divergence = latents.kl().sum() / latents.mean.numel()
-        loss = error + 0.05 * sharpness + KL_WEIGHT * divergence
+        loss = loss + KL_WEIGHT * divergence
         return {"loss": loss, "error": error.detach(), "divergence": divergence.detach()}
 
     def publish(self, folder: Path) -> None:
