@@ -178,9 +178,10 @@ class LoadDemo(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         """Builds ComfyUI's objects around the demo's weights."""
+        from ..musev_core.demo.model import load_networks
         from .host import demo
 
-        networks = demo.networks()
+        networks = load_networks()
         weights = {name: net.state_dict() for name, net in networks.named().items()}
         config = networks.unet.config
         return io.NodeOutput(

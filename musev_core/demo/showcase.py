@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..denoise.control import Control
+from ..denoise.windows import context_windows
 from ..encoders import decode_latents, encode_latents
 from ..errors import MuseVError
 from ..images import contact_sheet, fit_images, load_image, save_image
@@ -20,19 +21,20 @@ from ..pipeline import ClipInputs, MuseVPipeline, Observer
 from ..progress import TerminalProgress
 from ..training import toy
 from ..video import VideoWriter, unique_path
+from ..window_chart import seams
 from .model import load_networks
 from .settings import SAMPLING
 
 log = logging.getLogger(__name__)
 
 SPLIT = "test"  # of the toy world: scenes the model never saw
-SCENES = {"walk": ("directed", 5), "sway": ("ambient", 3), "dance": ("wander", 4)}
+SCENES = {"walk": ("directed", 8), "wave": ("ambient", 10), "dance": ("wander", 10)}
 FPS = 8
 
 
 @dataclass(frozen=True)
 class Film:
-    """What is made: a name, a caption, a start picture and a reference uint8 `(1, 64, 64, 3)`, and how many frames.
+    """What is made: a name, a caption, a start picture uint8 `(1, 64, 64, 3)`, and how many frames besides it.
 
     `pose (frames + 1, 64, 64, 3)`, uint8, is followed if it is given; `truth`, likewise, is what it should look like.
     """
@@ -40,7 +42,6 @@ class Film:
     name: str
     caption: str
     image: Tensor
-    reference: Tensor
     num_frames: int
     pose: Tensor | None = None
     truth: Tensor | None = None
@@ -78,7 +79,7 @@ def demo(options: argparse.Namespace, say: Callable[[str], None]) -> int:
 def standard_films(long_frames: int = 120) -> list[Film]:
     """From a picture and a caption; a long one through many windows; one that follows a pose video."""
     films = []
-    for name, num_frames in (("walk", 12), ("sway", long_frames), ("dance", 12)):
+    for name, num_frames in (("walk", 12), ("wave", long_frames), ("dance", 12)):
         kind, number = SCENES[name]
         clips = toy.clips(SPLIT, [number], kind)
         films.append(
@@ -86,10 +87,9 @@ def standard_films(long_frames: int = 120) -> list[Film]:
                 name,
                 clips.captions[0],
                 clips.frames[0, :1],
-                clips.reference,
                 num_frames,
                 pose=clips.pose[0] if name == "dance" else None,
-                truth=None if name == "sway" else clips.frames[0],
+                truth=None if name == "wave" else clips.frames[0],
             )
         )
     return films
@@ -115,8 +115,8 @@ def make_film(
         height=toy.SIZE,
         width=toy.SIZE,
         condition_latents=encode_latents(pipeline.vae, film.image)[None],
-        reference_images=film.reference[None],
-        image_prompts=film.reference[None],
+        reference_images=film.image[None],
+        image_prompts=film.image[None],
         controls=controls,
     )
     generator = torch.Generator().manual_seed(seed)
@@ -126,10 +126,9 @@ def make_film(
 
 def described(film: Film, frames: Tensor) -> str:
     """What the frames measure, as lines of text."""
-    windows = SAMPLING.denoiser.windows
-    stride = windows.length - windows.overlap
-    seams = [i for i in range(stride, film.num_frames, stride) if film.num_frames > windows.length]
-    report: Report = measure(frames, num_condition_frames=1, seams=seams, pictures=film.image.float() / 255)
+    windows = context_windows(film.num_frames, SAMPLING.denoiser.windows)
+    places = seams(windows, film.num_frames)
+    report: Report = measure(frames, num_condition_frames=1, seams=places, pictures=film.image.float() / 255)
     lines = [str(report)]
     if film.truth is not None:
         lines.append(
@@ -140,5 +139,4 @@ def described(film: Film, frames: Tensor) -> str:
 
 def _changed(film: Film, image: Path | None, prompt: str | None) -> Film:
     picture = film.image if image is None else fit_images(load_image(image), toy.SIZE, toy.SIZE)
-    reference = film.reference if image is None else picture
-    return Film(film.name, prompt or film.caption, picture, reference, film.num_frames)
+    return Film(film.name, prompt or film.caption, picture, film.num_frames)

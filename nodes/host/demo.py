@@ -22,25 +22,11 @@ from torch import Tensor, nn
 
 from ...musev_core.config import UNetConfig
 from ...musev_core.demo import sizes
-from ...musev_core.demo.model import FILES, WEIGHTS, DemoNetworks, load_networks, new_networks
-from ...musev_core.training.toy import clips
+from ...musev_core.demo.showcase import standard_films
 from ...musev_core.weights.keymaps import unet_ldm_to_diffusers, vae_ldm_to_diffusers
 from .networks import HostedIPAdapter, HostedReferenceNet, Motion, ip_adapter_from, motion_from, reference_net_from
 
 NAME = "the demo model"
-_SEED = 0  # of the weights, as long as there are no trained ones
-
-
-def networks() -> DemoNetworks:
-    """The demo's networks with the weights inside the package; without these, seeded ones which show nothing."""
-    if (WEIGHTS / FILES["unet"]).is_file():
-        return load_networks()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        made = new_networks()
-    for net in made.named().values():
-        net.eval().requires_grad_(False)
-    return made
 
 
 def comfy_unet_config(config: UNetConfig) -> dict[str, Any]:
@@ -195,5 +181,5 @@ def _patcher(net: nn.Module, offload: torch.device) -> Any:
 
 
 def picture() -> Tensor:
-    """IMAGE `(1, 64, 64, 3)`: a scene of the toy world which the demo model was not trained on."""
-    return clips("test", [5], "directed").frames[0, :1].float() / 255
+    """IMAGE `(1, 64, 64, 3)`: the start picture of the demo's first film."""
+    return standard_films()[0].image.float() / 255
