@@ -1,4 +1,4 @@
-"""The demo model inside the package: what it makes of toy clips it never saw."""
+"""The demo model inside the package: what it makes of toy clips it never saw; see also `test_demo_quality`."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_the_weights_are_small():
 
 
 def test_pictures_survive_the_vae(networks):
-    assert demo_vae.round_trip_psnr(networks.vae, demo_vae.test_pictures(32, "test")) >= 24
+    assert demo_vae.round_trip_psnr(networks.vae, demo_vae.test_pictures(32, "test")) >= 34
 
 
 def test_directed_subjects_go_where_the_caption_says(networks):
@@ -32,9 +32,9 @@ def test_directed_subjects_go_where_the_caption_says(networks):
     right = [direction in caption.split() for direction, caption in zip(found, clips.captions, strict=True)]
     assert sum(right) >= 9
     still = demo_metrics.moving_psnr(demo_metrics.repeated(clips.frames), clips.frames)
-    assert (demo_metrics.moving_psnr(frames, clips.frames) - still).mean() > 2.5
+    assert (demo_metrics.moving_psnr(frames, clips.frames) - still).mean() > 6.5
     # frame 0 is the given picture, up to the VAE's round trip
-    assert psnr(frames[:, 0], clips.frames[:, 0].float() / 255).mean() > 24
+    assert psnr(frames[:, 0], clips.frames[:, 0].float() / 255).mean() > 33
 
 
 def test_a_pose_video_is_followed(networks):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..denoise.control import Control
@@ -28,7 +29,7 @@ from .settings import SAMPLING
 log = logging.getLogger(__name__)
 
 SPLIT = "test"  # of the toy world: scenes the model never saw
-SCENES = {"walk": ("directed", 8), "wave": ("ambient", 10), "dance": ("wander", 10)}
+SCENES = {"walk": ("directed", 8), "sway": ("ambient", 8), "dance": ("wander", 6)}
 FPS = 8
 
 
@@ -67,9 +68,9 @@ def demo(options: argparse.Namespace, say: Callable[[str], None]) -> int:
         )
         path = unique_path(options.output_dir / f"demo-{film.name}.mp4")
         with VideoWriter(path, fps=FPS) as writer:
-            writer.write(frames)
+            writer.write(enlarged(frames))
         sheet = unique_path(path.with_name(f"{path.stem}-frames.png"))
-        save_image(sheet, contact_sheet(frames, columns=7, max_frames=28))
+        save_image(sheet, contact_sheet(enlarged(frames, 2), columns=7, max_frames=28))
         say(f"{film.name}: {film.caption!r}\n  video: {path}\n  frames at a glance: {sheet}")
         for line in described(film, frames).splitlines():
             say(f"  {line}")
@@ -79,7 +80,7 @@ def demo(options: argparse.Namespace, say: Callable[[str], None]) -> int:
 def standard_films(long_frames: int = 120) -> list[Film]:
     """From a picture and a caption; a long one through many windows; one that follows a pose video."""
     films = []
-    for name, num_frames in (("walk", 12), ("wave", long_frames), ("dance", 12)):
+    for name, num_frames in (("walk", 12), ("sway", long_frames), ("dance", 12)):
         kind, number = SCENES[name]
         clips = toy.clips(SPLIT, [number], kind)
         films.append(
@@ -89,7 +90,7 @@ def standard_films(long_frames: int = 120) -> list[Film]:
                 clips.frames[0, :1],
                 num_frames,
                 pose=clips.pose[0] if name == "dance" else None,
-                truth=None if name == "wave" else clips.frames[0],
+                truth=None if name == "sway" else clips.frames[0],
             )
         )
     return films
@@ -122,6 +123,12 @@ def make_film(
     generator = torch.Generator().manual_seed(seed)
     latents = pipeline.sample(inputs, SAMPLING, generator=generator, observer=observer, run=run)
     return torch.cat(list(decode_latents(pipeline.vae, latents[0], batch=16)))
+
+
+def enlarged(frames: Tensor, times: int = 4) -> Tensor:
+    """Frames `(n, H, W, 3)` so many times larger: 64 pixels are a stamp on a screen."""
+    larger = F.interpolate(frames.movedim(-1, 1), scale_factor=times, mode="bicubic", align_corners=False)
+    return larger.movedim(1, -1).clamp(0, 1)
 
 
 def described(film: Film, frames: Tensor) -> str:

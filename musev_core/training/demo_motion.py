@@ -72,9 +72,9 @@ STAGES = {  # each begins with the averaged weights of the one before
     ),
 }
 CONTROLNET = Stage(
-    replace(UNET_OPTIONS, steps=500, seed=7),
+    replace(UNET_OPTIONS, steps=1000, seed=7),
     clips=3000,
-    short_steps=500,
+    short_steps=1000,
     diffusion=DIFFUSION,
     kinds=("directed", "wander"),
 )

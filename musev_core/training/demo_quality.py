@@ -119,7 +119,7 @@ def references(networks: DemoNetworks, count: int = 16) -> dict[str, float]:
 
 
 def long_films(networks: DemoNetworks, count: int = 20, fuse: str = "linear") -> dict[str, float]:
-    """120 ambient frames through windows of 12 that share 4.
+    """120 ambient frames through windows of 12 that share 4; `pyramid` weights are then the same as `linear` ones.
 
     `seam_jerk`: mean ratio of the second differences at the windows' seams to those between. `color`, `contrast`,
     `sharpness`: steady change of the mean of all films, per cent per 100 frames.
@@ -197,7 +197,6 @@ MEASURES: dict[str, Callable[[DemoNetworks], dict[str, Any]]] = {
     "references": references,
     "long films, flat": partial(long_films, fuse="flat"),
     "long films, linear": partial(long_films, fuse="linear"),
-    "long films, pyramid": partial(long_films, fuse="pyramid"),
     "parallel and chained": parallel_and_chained,
 }
 
