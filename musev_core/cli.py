@@ -100,7 +100,8 @@ def _add_train(commands: Any) -> None:
     extract.add_argument("--limit", type=int, default=None, help="only so many videos, to try it out")
     make = _command(actions, "demo", _train_demo, "Make the demo model: about two hours and a half on two CPU cores.")
     make.add_argument("--output_dir", type=Path, default=Path("demo-training"), help="states and results")
-    make.add_argument("--stage", default=None, help="only this one; the names are told as they run")
+    stages = "vae, decoder, latents, unet, refine, finish, controlnet, package or measure"
+    make.add_argument("--stage", default=None, help=f"only {stages}")
 
 
 def _train(options: argparse.Namespace) -> int:
