@@ -1,7 +1,9 @@
 """How the demo model is made: VAE, latents, UNet with ReferenceNet and image prompt, ControlNet, package, figures.
 
 Every stage goes on where it was when it is started again; what is finished is not done again. On two cores, `finish` is
-1.5 times as fast in two processes of one thread (`torchrun --nproc_per_node 2 -m musev_core.cli train demo`).
+1.5 times as fast in two processes of one thread each:
+
+    torchrun --nproc_per_node 2 -m musev_core.cli train demo --stage finish
 """
 
 import logging
