@@ -3,6 +3,8 @@
 import copy
 from dataclasses import replace
 
+import comfy.latent_formats
+import latent_preview
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,18 @@ def test_the_text_encoder_is_the_pipelines(outputs, networks):
     ((theirs, _),) = CLIPTextEncode().encode(outputs["clip"], caption)[0]
     ours = encode_prompts(DemoTokenizer(), rounded(networks.text_encoder), [caption], [""])
     assert torch.allclose(theirs, ours[1:], atol=1e-4)
+
+
+def test_a_quick_preview_has_the_colors_of_the_picture(outputs):
+    (latent,) = VAEEncode().encode(outputs["vae"], outputs["image"])
+    model = outputs["model"].model
+    formats = model.latent_format
+    previewer = latent_preview.Latent2RGBPreviewer(formats.latent_rgb_factors, formats.latent_rgb_factors_bias)
+    preview = previewer.decode_latent_to_preview(model.process_latent_in(latent["samples"]))
+    seen = torch.from_numpy(np.array(preview.resize((8, 8)))).float() / 255
+    wanted = torch.nn.functional.avg_pool2d(outputs["image"].permute(0, 3, 1, 2), 8)[0].permute(1, 2, 0)
+    assert (seen - wanted).abs().mean() < 0.1
+    assert formats.taesd_decoder_name is None and comfy.latent_formats.SD15().taesd_decoder_name
 
 
 def test_the_image_encoder_is_the_pipelines(outputs, networks):
