@@ -16,7 +16,7 @@ from ..denoise.windows import context_windows
 from ..encoders import decode_latents, encode_latents
 from ..errors import MuseVError
 from ..images import contact_sheet, fit_images, load_image, save_image
-from ..measurement import Report, measure
+from ..measurement import measure
 from ..metrics import psnr
 from ..pipeline import ClipInputs, MuseVPipeline, Observer
 from ..progress import TerminalProgress
@@ -134,13 +134,17 @@ def enlarged(frames: Tensor, times: int = 4) -> Tensor:
 def described(film: Film, frames: Tensor) -> str:
     """What the frames measure, as lines of text."""
     windows = context_windows(film.num_frames, SAMPLING.denoiser.windows)
-    places = seams(windows, film.num_frames)
-    report: Report = measure(frames, num_condition_frames=1, seams=places, pictures=film.image.float() / 255)
-    lines = [str(report)]
+    picture = film.image.float() / 255
+    if len(windows) > 1:
+        places = seams(windows, film.num_frames)
+        lines = [str(measure(frames, num_condition_frames=1, seams=places, pictures=picture))]
+    else:  # a walk across the picture is no drift
+        first = float(psnr(frames[:1], picture))
+        lines = [f"{len(frames)} frames of one window; the first: {first:.1f} dB PSNR to its picture"]
     if film.truth is not None:
-        lines.append(
-            f"Against the toy world's own clip: {psnr(frames, film.truth.float() / 255)[1:].mean():.1f} dB PSNR"
-        )
+        truth = film.truth.float() / 255
+        made, still = (float(psnr(x, truth)[1:].mean()) for x in (frames, truth[:1].expand_as(truth)))
+        lines.append(f"Against the toy world's own clip: {made:.1f} dB PSNR; a still picture has {still:.1f}")
     return "\n".join(lines)
 
 
