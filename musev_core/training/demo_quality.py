@@ -53,9 +53,9 @@ def one_window(networks: DemoNetworks, count: int = 50) -> dict[str, float]:
     """Directed clips of a window: what moves, and where to.
 
     `gain`: dB of the moving pixels above repeating the first frame, and `ceiling`, what the VAE's round trip of the
-    true clips would reach. `right`: share of clips whose direction is the caption's; of the first half of them,
-    `swapped`: the same with the opposite caption; `still`: with the temporal layers off. `first_frame`: dB between
-    frame 0 and the VAE's round trip of the given picture.
+    true clips would reach. `right`: share of clips whose direction is the caption's; `swapped`: the same with the
+    opposite caption; `still`: with the temporal layers off. `first_frame`: dB between frame 0 and the VAE's round trip
+    of the given picture.
     """
     pipeline = networks.pipeline()
     clips = toy.clips(SPLIT, range(count), "directed")
@@ -63,15 +63,14 @@ def one_window(networks: DemoNetworks, count: int = 50) -> dict[str, float]:
     base = moving_psnr(repeated(clips.frames), clips.frames)
     trip = decoded(pipeline, first_latents(pipeline, clips))[:, 0]
     whole = torch.stack([_round_trip(pipeline, x) for x in clips.frames])
-    some = toy.clips(SPLIT, range(count // 2), "directed")
-    swapped = [opposite(caption) for caption in some.captions]
+    swapped = [opposite(caption) for caption in clips.captions]
     without_motion = replace(networks, unet=without_temporal_layers(networks.unet)).pipeline()
     return {
         "gain": float((moving_psnr(frames, clips.frames) - base).mean()),
         "ceiling": float((moving_psnr(whole, clips.frames) - base).mean()),
         "right": _share_right(frames, clips, clips.captions),
-        "swapped": _share_right(generate(pipeline, some, captions=swapped), some, swapped),
-        "still": _share_right(generate(without_motion, some), some, some.captions),
+        "swapped": _share_right(generate(pipeline, clips, captions=swapped), clips, swapped),
+        "still": _share_right(generate(without_motion, clips), clips, clips.captions),
         "first_frame": float(psnr(frames[:, 0], trip).clamp(max=200).mean()),
     }
 
