@@ -17,33 +17,9 @@ DIFFERENT = 0.12  # a pixel that differs so much from the stage belongs to the s
 
 
 @torch.no_grad()
-def generate(
-    pipeline: MuseVPipeline,
-    clips: Clips,
-    *,
-    captions: Sequence[str] | None = None,
-    references: Tensor | None = None,
-    use_reference: bool = True,
-    controlnet: Any = None,
-    num_frames: int | None = None,
-    sampling: SamplingOptions = SAMPLING,
-    seed: int = 0,
-    batch: int = 10,
-) -> Tensor:
-    """Videos `(b, t, 64, 64, 3)` in 0..1 that begin with the clips' first frames; arguments as for `sample`."""
-    latents = sample(
-        pipeline,
-        clips,
-        captions=captions,
-        references=references,
-        use_reference=use_reference,
-        controlnet=controlnet,
-        num_frames=num_frames,
-        sampling=sampling,
-        seed=seed,
-        batch=batch,
-    )
-    return decoded(pipeline, latents)
+def generate(pipeline: MuseVPipeline, clips: Clips, **options: Any) -> Tensor:
+    """Videos `(b, t, 64, 64, 3)` in 0..1 that begin with the clips' first frames; options as for `sample`."""
+    return decoded(pipeline, sample(pipeline, clips, **options))
 
 
 @torch.no_grad()

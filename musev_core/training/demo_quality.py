@@ -120,21 +120,14 @@ def references(networks: DemoNetworks, count: int = 16) -> dict[str, float]:
 def long_films(networks: DemoNetworks, count: int = 20, fuse: str = "linear") -> dict[str, float]:
     """120 ambient frames through windows of 12 that share 4; `pyramid` weights are then the same as `linear` ones.
 
-    `seam_jerk`: mean ratio of the second differences at the windows' seams to those between. `color`, `contrast`,
-    `sharpness`: steady change of the mean of all films, per cent per 100 frames.
+    `seam_jerk`: ratio of the second differences at the windows' seams to those between. `color`, `contrast`,
+    `sharpness`: size of the steady change, up or down, per cent per 100 frames. Means over the films.
     """
     windows = replace(SAMPLING.denoiser.windows, fuse=fuse)
     sampling = replace(SAMPLING, denoiser=replace(SAMPLING.denoiser, windows=windows))
     clips = toy.clips(SPLIT, range(count), "ambient")
     frames = generate(networks.pipeline(), clips, num_frames=LONG, sampling=sampling)
-    reports = [measure(x, num_condition_frames=1, seams=_seams(windows)) for x in frames]
-    drifts = [r.drift for r in reports if r.drift is not None]
-    return {
-        "seam_jerk": _mean([r.seam_jerk or 0.0 for r in reports]),
-        "color": _mean([_mean(d.color) for d in drifts]),
-        "contrast": _mean([_mean(d.contrast) for d in drifts]),
-        "sharpness": _mean([d.sharpness for d in drifts]),
-    }
+    return {name: float(values.mean()) for name, values in _steadiness(frames, _seams(windows)).items()}
 
 
 def parallel_and_chained(networks: DemoNetworks, count: int = 20) -> dict[str, dict[str, tuple[float, float]]]:
@@ -219,18 +212,27 @@ def _over_time(frames: Tensor, clips: toy.Clips, places: Sequence[int]) -> dict[
 
     subject = centres(frames, clips.background)
     away = (subject - subject[:, :1]).norm(dim=-1)
-    reports = [measure(x, num_condition_frames=1, seams=places) for x in frames]
-    drifts = [r.drift for r in reports if r.drift is not None]
+    steady = _steadiness(frames, places)
     return {
         f"stage, frames 1 to {shot}, dB": stage_psnr(frames[:, 1 : shot + 1]),
         f"stage, last {shot} frames, dB": stage_psnr(frames[:, -shot:]),
         f"subject from home, frames 1 to {shot}, pixels": away[:, 1 : shot + 1].nan_to_num(nan=32.0).mean(1),
         f"subject from home, last {shot} frames, pixels": away[:, -shot:].nan_to_num(nan=32.0).mean(1),
         f"subject's color, last {shot} frames, error of 255": 255 * _color_error(frames, clips)[:, -shot:].mean(1),
-        "seam jerk": torch.tensor([r.seam_jerk or 0.0 for r in reports]),
-        "color drift, % per 100 frames": torch.tensor([_mean([abs(c) for c in d.color]) for d in drifts]),
-        "contrast drift, % per 100 frames": torch.tensor([_mean([abs(c) for c in d.contrast]) for d in drifts]),
-        "sharpness drift, % per 100 frames": torch.tensor([abs(d.sharpness) for d in drifts]),
+        "seam jerk": steady.pop("seam_jerk"),
+        **{f"{name} drift, % per 100 frames": values for name, values in steady.items()},
+    }
+
+
+def _steadiness(frames: Tensor, places: Sequence[int]) -> dict[str, Tensor]:
+    """Seam jerk and sizes of the drifts, `(b)` each, of films `(b, t, 64, 64, 3)` with one condition frame."""
+    reports = [measure(x, num_condition_frames=1, seams=places) for x in frames]
+    drifts = [r.drift for r in reports if r.drift is not None]
+    return {
+        "seam_jerk": torch.tensor([r.seam_jerk or 0.0 for r in reports]),
+        "color": torch.tensor([d.color for d in drifts]).abs().mean(1),
+        "contrast": torch.tensor([d.contrast for d in drifts]).abs().mean(1),
+        "sharpness": torch.tensor([d.sharpness for d in drifts]).abs(),
     }
 
 
@@ -260,10 +262,6 @@ def _share_right(frames: Tensor, clips: toy.Clips, captions: Sequence[str]) -> f
 
 def _next(values: Sequence[str], value: str) -> str:
     return values[(values.index(value) + 1) % len(values)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _interval(values: Tensor) -> tuple[float, float]:
