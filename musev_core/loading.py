@@ -201,7 +201,7 @@ def _weights_in(folder: Path) -> Path:
 def _config_json(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is no readable JSON: {error}") from error
 

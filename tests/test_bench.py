@@ -258,7 +258,7 @@ SMALL = ("--tiny", "--height", "64", "--width", "64", "--frames", "6", "--window
 def test_counts_of_the_full_network_in_seconds(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "costs.json"
     assert bench(arguments("--counts", "--json", str(path))) == 0
-    shown, written = capsys.readouterr().out, json.loads(path.read_text())
+    shown, written = capsys.readouterr().out, json.loads(path.read_text(encoding="utf-8"))
     plain = written["counts"]["plain torch"]["window"]
     assert f"{plain['total']['flops'] / 1e12:.2f}" in shown
     assert 35e12 < plain["total"]["flops"] < 41e12
@@ -272,7 +272,7 @@ def test_times_and_ratios_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = tmp_path / "times.json"
     options = arguments(*SMALL, "--device", "cpu", "--dtype", "float32", "--quick", "--json", str(path))
     assert bench(options) == 0
-    timings = json.loads(path.read_text())["timings"]
+    timings = json.loads(path.read_text(encoding="utf-8"))["timings"]
     first, *others = timings.values()
     assert first["speed_against_first"] == 1
     assert others[0]["speed_against_first"] == pytest.approx(first["median_seconds"] / others[0]["median_seconds"])
@@ -327,7 +327,7 @@ runpy.run_module(MODULE, run_name="__main__")
 
 def packages_beside_torch() -> set[str]:
     """What the project asks for, by import name."""
-    config = (ROOT / "pyproject.toml").read_text()
+    config = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     listed = config.partition("\ndependencies = [")[2].partition("]")[0]
     names = {re.match(r"[\w-]+", entry).group() for entry in re.findall(r'"(.+?)"', listed)}
     different = {"Pillow": "PIL", "scikit-image": "skimage", "pyyaml": "yaml"}

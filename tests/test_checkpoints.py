@@ -17,7 +17,7 @@ from musev_core.weights.kinds import Family, describe, image_projection_config, 
 from musev_core.weights.layout import find_musev_files, read_base
 
 MANIFESTS = Path(__file__).parent / "manifests"
-TINY = json.loads((MANIFESTS / "tiny.json").read_text())
+TINY = json.loads((MANIFESTS / "tiny.json").read_text(encoding="utf-8"))
 TINY_CONFIG = UNetConfig(
     block_out_channels=(32, 64, 64, 64), layers_per_block=1, num_heads=4, norm_groups=8, context_dim=32, temporal=False
 )
@@ -25,7 +25,7 @@ TINY_JSON = {"attention_head_dim": 4, "norm_num_groups": 8}
 
 
 def manifest(name):
-    data = json.loads((MANIFESTS / f"{name}.json").read_text())
+    data = json.loads((MANIFESTS / f"{name}.json").read_text(encoding="utf-8"))
     return data["state_dict"]
 
 
@@ -420,7 +420,7 @@ def test_stable_diffusion_has_no_motion_layers():
 
 @pytest.mark.parametrize(("face", "name"), [(False, "ip_adapter_key_map"), (True, "ip_adapter_face_key_map")])
 def test_ip_adapter_numbers_mean_these_layers(face, name):
-    expected = json.loads((MANIFESTS / f"{name}.json").read_text())
+    expected = json.loads((MANIFESTS / f"{name}.json").read_text(encoding="utf-8"))
     assert keymaps.ip_attention_key_map(face=face) == expected
     tensors = numbered({n: [1] for n in expected})
     lora = {"0.to_q_lora.down.weight": torch.ones(1)}

@@ -37,7 +37,7 @@ def disk(tmp_path_factory):
 def run(disk: Path, out: Path, tasks: str, *options: str) -> int:
     file = out / "tasks.yaml"
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(tasks)
+    file.write_text(tasks, encoding="utf-8")
     return main(
         [
             "generate",
@@ -191,7 +191,7 @@ def test_dead_options_are_refused_by_name(name, tmp_path, capsys):
 )
 def test_errors_are_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("tasks.py").write_text("TASKS = []")
+    Path("tasks.py").write_text("TASKS = []", encoding="utf-8")
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error

@@ -188,7 +188,9 @@ def test_a_file_to_be_overwritten_stays_until_the_new_one_is_verified(musev, tmp
 
 def test_pointers_left_by_git_are_replaced_by_the_files(musev, tmp_path):
     (tmp_path / UNET).parent.mkdir(parents=True)
-    (tmp_path / UNET).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n")
+    (tmp_path / UNET).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n", encoding="utf-8"
+    )
     assert download(tmp_path, "musev") == 0
     assert (tmp_path / UNET).read_bytes() == WEIGHTS
 

@@ -25,7 +25,7 @@ from musev_core.images import (
 )
 
 GOLDENS = Path(__file__).parent / "goldens" / "public"
-CASES = {case["id"]: case for case in json.loads((GOLDENS / "cases.json").read_text())}
+CASES = {case["id"]: case for case in json.loads((GOLDENS / "cases.json").read_text(encoding="utf-8"))}
 
 
 def golden_input(case, name="image") -> torch.Tensor:
@@ -248,7 +248,7 @@ def test_grey_palette_and_16_bit_files_keep_their_brightness(tmp_path):
 
 
 def test_broken_image_files_are_named(tmp_path):
-    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "text.png").write_text("hello", encoding="utf-8")
     save_image(tmp_path / "good.png", noise(1, 64, 64))
     (tmp_path / "half.png").write_bytes((tmp_path / "good.png").read_bytes()[:3000])
     Image.new("RGB", (20, 4)).save(tmp_path / "tiny.png")

@@ -28,7 +28,7 @@ PLUS = ImageProjectionConfig(
 def test_full_size_has_the_published_tensors(kind: str, name: str) -> None:
     with torch.device("meta"):
         net = image_projection(IMAGE_PROJECTIONS[kind])
-    expected = json.loads((MANIFESTS / f"{name}.json").read_text())["state_dict"]
+    expected = json.loads((MANIFESTS / f"{name}.json").read_text(encoding="utf-8"))["state_dict"]
     assert {key: list(x.shape) for key, x in net.state_dict().items()} == expected
 
 

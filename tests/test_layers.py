@@ -32,11 +32,11 @@ WITH_FACE = replace(MUSEV_REFERENCENET, face_prompt=True)
 
 
 def manifest(name: str) -> dict[str, list[int]]:
-    return json.loads((MANIFESTS / f"{name}.json").read_text())["state_dict"]
+    return json.loads((MANIFESTS / f"{name}.json").read_text(encoding="utf-8"))["state_dict"]
 
 
 def tiny2_names(what: str) -> set[str]:
-    names = json.loads((GOLDENS / "manifests.json").read_text())[f"{what}/tiny2"]
+    names = json.loads((GOLDENS / "manifests.json").read_text(encoding="utf-8"))[f"{what}/tiny2"]
     return {name for name in names if "ip_adapter_face_to_" not in name}
 
 

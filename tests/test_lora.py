@@ -15,7 +15,7 @@ from musev_core.weights.lora import apply_lora, read_faceid_lora, read_lora
 from musev_core.weights.lora_blocks import BLOCK_NAMES, LORA_BLOCK_PRESETS
 
 MANIFESTS = Path(__file__).parent / "manifests"
-TINY = json.loads((MANIFESTS / "tiny.json").read_text())
+TINY = json.loads((MANIFESTS / "tiny.json").read_text(encoding="utf-8"))
 TINY_CONFIG = UNetConfig(
     block_out_channels=(32, 64, 64, 64), layers_per_block=1, num_heads=4, norm_groups=8, context_dim=32, temporal=False
 )
@@ -214,7 +214,7 @@ def test_each_network_takes_its_own_part(unet):
 
 
 def test_all_full_size_layers_of_kohya_and_ldm_names_are_matched():
-    shapes = json.loads((MANIFESTS / "sd15_unet.json").read_text())["state_dict"]
+    shapes = json.loads((MANIFESTS / "sd15_unet.json").read_text(encoding="utf-8"))["state_dict"]
     layers = {new: old for old, new in keymaps.unet_ldm_to_diffusers().items() if len(shapes[new]) in (2, 4)}
     layers = {new: old for new, old in layers.items() if new.endswith(".weight")}
     for names in (layers.keys(), layers.values()):

@@ -21,7 +21,7 @@ def models(tmp_path: Path) -> Path:
     folder = tmp_path / "sd1.5"
     (folder / "fantasticmix" / "unet").mkdir(parents=True)
     (folder / "majicmix").mkdir()
-    (folder / "majicmix" / "model_index.json").write_text("{}")
+    (folder / "majicmix" / "model_index.json").write_text("{}", encoding="utf-8")
     (folder / "lora").mkdir()
     for name in ("anime.safetensors", "Old.CKPT", "notes.txt"):
         (folder / name).touch()
@@ -118,7 +118,7 @@ def test_wrong_tables_are_explained(tmp_path, text, message):
 
 def test_python_table_is_never_executed(tmp_path):
     witness = tmp_path / "witness"
-    (tmp_path / "models.py").write_text(f"open({str(witness)!r}, 'w')\nMODEL_CFG = {{}}")
+    (tmp_path / "models.py").write_text(f"open({str(witness)!r}, 'w')\nMODEL_CFG = {{}}", encoding="utf-8")
     with pytest.raises(
         MuseVError, match="never executed. Write the model table as YAML:\nmajicmixRealv6Fp16:\n  path: "
     ):

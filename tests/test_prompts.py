@@ -13,7 +13,7 @@ from musev_core.prompts import (
     template_fields,
 )
 
-CASES = json.loads((Path(__file__).parent / "goldens/public/cases.json").read_text())
+CASES = json.loads((Path(__file__).parent / "goldens/public/cases.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c["kind"] == "text_weights"], ids=lambda c: c["id"])

@@ -237,7 +237,7 @@ def test_entry_must_be_a_mapping():
     ],
 )
 def test_wrong_files_are_explained(name, text, message, tmp_path):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(MuseVError, match=message):
         load_tasks(tmp_path / name)
 

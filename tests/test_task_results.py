@@ -77,7 +77,7 @@ def test_size_of_a_photo_taken_sideways_is_its_upright_one(tmp_path):
 def test_size_without_a_source_or_from_a_broken_one(tmp_path):
     with pytest.raises(MuseVError, match="Task 'task': height and width: needed"):
         frame_size(make(height=64))
-    (tmp_path / "broken").write_text("no picture")
+    (tmp_path / "broken").write_text("no picture", encoding="utf-8")
     with pytest.raises(MuseVError, match="Task 'task': condition_images: .*broken' cannot be read as an image"):
         frame_size(make(condition_images=tmp_path / "broken"))
     with pytest.raises(MuseVError, match="Task 'task': video_path: .*broken' cannot be read as a video"):

@@ -23,7 +23,7 @@ from musev_core.text import (
 )
 
 GOLDENS = Path(__file__).parent / "goldens/public"
-CASES = json.loads((GOLDENS / "cases.json").read_text())
+CASES = json.loads((GOLDENS / "cases.json").read_text(encoding="utf-8"))
 WIDTH = 32
 
 
@@ -188,8 +188,8 @@ def clip(tmp_path):
     """A real tokenizer which spells words letter by letter, and an encoder of the same vocabulary."""
     letters = string.ascii_lowercase + string.digits + string.punctuation
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
     return tokenizer, tiny_encoder(len(tokens), tokenizer.bos_token_id, tokenizer.eos_token_id)
 

@@ -68,7 +68,7 @@ def videos(tmp_path) -> Path:
     folder.mkdir()
     write_video(folder / "a.mp4", moving_video(20), fps=8)
     write_video(folder / "b.mp4", moving_video(12), fps=8)
-    (folder / "a.txt").write_text("a grey picture\n")
+    (folder / "a.txt").write_text("a grey picture\n", encoding="utf-8")
     write_video(folder / "short.mp4", moving_video(4), fps=8)
     (folder / "broken.mp4").write_bytes(b"no video at all")
     return folder
@@ -78,7 +78,7 @@ def test_folders_and_tables_list_videos_with_captions(videos, tmp_path):
     found = {source.path.name: source.caption for source in find_sources([videos])}
     assert found == {"a.mp4": "a grey picture", "b.mp4": "", "broken.mp4": "", "short.mp4": ""}
     table = tmp_path / "videos.csv"
-    with table.open("w", newline="") as file:
+    with table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["video_path", "prompt"], ["videos/b.mp4", "b"], ["videos/a.mp4", "a"]])
     assert [(s.path, s.caption, s.feature_name) for s in find_sources([table])] == [
         (videos / "b.mp4", "b", "videos/b"),
@@ -86,9 +86,19 @@ def test_folders_and_tables_list_videos_with_captions(videos, tmp_path):
     ]
 
 
+def test_captions_are_utf8_whatever_the_system_prefers(videos):
+    (videos / "a.txt").write_bytes("\ufeffein M\u00e4dchen\n".encode())  # as Windows' editor writes it
+    assert next(iter(find_sources([videos]))).caption == "ein M\u00e4dchen"
+    (videos / "a.txt").write_bytes(b"ein M\xe4dchen")
+    with pytest.raises(MuseVError, match=r"caption .*a\.txt cannot be read: .*save it as UTF-8"):
+        find_sources([videos])
+
+
 def test_webvid_tables_and_ucf101_classes_are_understood(tmp_path):
     table = tmp_path / "webvid.csv"
-    table.write_text("videoid,page_dir,name,duration\n17,000001_000050,A dog,PT00H00M10S\n18,,A cat,PT00H00M09S\n")
+    table.write_text(
+        "videoid,page_dir,name,duration\n17,000001_000050,A dog,PT00H00M10S\n18,,A cat,PT00H00M09S\n", encoding="utf-8"
+    )
     first, second = find_sources([table], video_dir=tmp_path / "video")
     assert (first.path, first.caption) == (tmp_path / "video" / "000001_000050" / "17.mp4", "A dog")
     assert second.feature_name == "pagedir_none/18"
@@ -203,7 +213,7 @@ def test_latents_are_drawn_anew_for_every_sample_around_the_stored_mean():
 
 def test_training_tables_leave_out_short_videos(tmp_path):
     table = tmp_path / "train.csv"
-    table.write_text("prompt,emb_path,frames_num\na,one.h5py,97\nb,two.h5py,96\nc,three.h5py,\n")
+    table.write_text("prompt,emb_path,frames_num\na,one.h5py,97\nb,two.h5py,96\nc,three.h5py,\n", encoding="utf-8")
     assert [path.name for path in find_features([table], min_frames=96)] == ["one.h5py", "three.h5py"]
     with pytest.raises(MuseVError, match="no column 'h5'"):
         find_features([table], path_column="h5")

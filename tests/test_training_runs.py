@@ -81,7 +81,9 @@ def generate(disk: Path, out: Path, *models: str) -> torch.Tensor:
     """The frames of the video that `musev generate` makes with a trained model."""
     image = torch.arange(64 * 64 * 3).reshape(64, 64, 3) % 251
     Image.fromarray(image.to(torch.uint8).numpy()).save(out / "picture.png")
-    (out / "tasks.yaml").write_text(TASK + "  condition_images: picture.png\n  ipadapter_image: picture.png\n")
+    (out / "tasks.yaml").write_text(
+        TASK + "  condition_images: picture.png\n  ipadapter_image: picture.png\n", encoding="utf-8"
+    )
     results = ("--output_dir", str(out / "results"), "--save_filetype", "images", "--seed", "1", "--device", "cpu")
     assert main(["generate", str(out / "tasks.yaml"), *models, *results]) == 0
     (folder,) = (out / "results").iterdir()
@@ -207,7 +209,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(disk, tmp_path):
     for name, parameter in alone.parameters.items():
         assert torch.allclose(shared[f"weights/{name}"], parameter, atol=1e-6), name
 
-    assert (tmp_path / "shared" / "samples" / "step-2").read_text() == "process 0"
+    assert (tmp_path / "shared" / "samples" / "step-2").read_text(encoding="utf-8") == "process 0"
 
     # then they did `musev train run`; the first process alone writes and tells
     assert last_checkpoint(tmp_path / "run").name == "checkpoint-2"
@@ -219,7 +221,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(disk, tmp_path):
 
 
 def samples(folder: Path) -> dict[str, str]:
-    (folder / "samples.yaml").write_text(TASK)
+    (folder / "samples.yaml").write_text(TASK, encoding="utf-8")
     return {"tasks": str(folder / "samples.yaml")}
 
 

@@ -166,7 +166,7 @@ def test_videos_of_a_turned_phone_are_upright(clip_path, tmp_path, matrix, turns
 
 
 def test_unreadable_videos_are_named(tmp_path, clip_path):
-    (tmp_path / "text.mp4").write_text("hello")
+    (tmp_path / "text.mp4").write_text("hello", encoding="utf-8")
     data = clip_path.read_bytes()
     (tmp_path / "head.mp4").write_bytes(data[: data.index(b"mdat") + 4])
     (tmp_path / "damaged.mp4").write_bytes(data[: -len(data) // 4].ljust(len(data), b"\xff"))
@@ -239,7 +239,7 @@ def test_nothing_is_overwritten_unless_allowed(tmp_path, name):
 
 def test_overwriting_a_folder_spares_other_files(tmp_path):
     path = write_video(tmp_path / "clip", CLIP[:4], fps=8)
-    (path / "notes.txt").write_text("mine")
+    (path / "notes.txt").write_text("mine", encoding="utf-8")
     write_video(path, CLIP[:2], fps=8, overwrite=True)
     assert leftovers(path) == ["0000.png", "0001.png", "notes.txt"]
     (tmp_path / "empty").mkdir()
@@ -249,8 +249,8 @@ def test_overwriting_a_folder_spares_other_files(tmp_path):
 def test_a_file_that_appeared_meanwhile_is_spared(tmp_path):
     with VideoWriter(tmp_path / "clip.mp4", fps=8) as writer:
         writer.write(CLIP)
-        (tmp_path / "clip.mp4").write_text("faster")
-    assert (tmp_path / "clip.mp4").read_text() == "faster"
+        (tmp_path / "clip.mp4").write_text("faster", encoding="utf-8")
+    assert (tmp_path / "clip.mp4").read_text(encoding="utf-8") == "faster"
     assert writer.path.name == "clip-2.mp4" and len(read_video(writer.path).frames) == 10
 
 

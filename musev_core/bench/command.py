@@ -122,7 +122,7 @@ def bench(options: argparse.Namespace, rivals: Mapping[str, Rival] | None = None
     elif not options.counts:
         _say("There is no GPU here, so nothing was timed; --device cpu times on the CPU, best together with --tiny.")
     if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -32,7 +32,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 def save_json(path: Path, value: Any) -> None:
     """A JSON file, on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     _sync(path)
 
 
@@ -102,7 +102,7 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     progress = folder / STATE / PROGRESS
     try:
-        return read_tensors(folder / STATE / TENSORS), json.loads(progress.read_text())
+        return read_tensors(folder / STATE / TENSORS), json.loads(progress.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder} is no checkpoint training can go on from: {progress} cannot be read ({error}); choose a folder "

@@ -87,7 +87,7 @@ def build_unet(recipe: ModelRecipe) -> MuseVUNet:
 def _json(folder: Path) -> dict[str, Any]:
     """The numbers which tensors do not show; a single file has none."""
     path = folder / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def build_reference_net(recipe: ModelRecipe, config: UNetConfig) -> ReferenceNet:

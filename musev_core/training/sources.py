@@ -91,9 +91,16 @@ def class_caption(path: Path) -> str:
 
 def _in_folder(folder: Path) -> Iterable[Source]:
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES):
-        text = path.with_suffix(".txt")
-        caption = text.read_text().strip() if text.is_file() else ""
-        yield Source(path, caption, str(path.relative_to(folder).with_suffix("")))
+        yield Source(path, _caption(path.with_suffix(".txt")), str(path.relative_to(folder).with_suffix("")))
+
+
+def _caption(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MuseVError(f"the caption {path} cannot be read: {error}; save it as UTF-8 text") from error
 
 
 def _in_table(table: Path, videos: Path) -> Iterable[Source]:

@@ -102,7 +102,7 @@ def _config_json(path: str) -> dict[str, Any]:
     """What lies beside a weight file; only what leaves no trace in the tensors is taken from it."""
     file = Path(path).parent / "config.json"
     try:
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is no readable JSON: {error}") from error
 

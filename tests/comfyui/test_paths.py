@@ -155,7 +155,9 @@ def test_published_names_are_believed_without_opening_the_files(disk):
 
 def test_damaged_files_stay_in_the_list_so_that_loading_can_say_what_is_wrong(disk):
     (disk / "musev").mkdir(parents=True)
-    (disk / "musev" / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (disk / "musev" / "pointer.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\n", encoding="utf-8"
+    )
     (disk / "musev" / "empty.bin").touch()
     (disk / "musev" / "dangling.bin").symlink_to(disk / "nowhere.bin")
     assert paths.options(MOTION) == ["empty.bin", "pointer.safetensors"]

@@ -157,18 +157,18 @@ class Server:
         for name in ("custom_nodes", "models", "input", "output", "user", "temp"):
             (self.base / name).mkdir()
         install(self.base / "custom_nodes" / FOLDER)
-        (self.base / "custom_nodes" / "test_helpers.py").write_text(_HELPERS)
+        (self.base / "custom_nodes" / "test_helpers.py").write_text(_HELPERS, encoding="utf-8")
         write_inputs(self.base / "input")
         settings = self.base / "user" / "default" / "comfy.settings.json"
         settings.parent.mkdir()
-        settings.write_text(json.dumps(_SETTINGS))
+        settings.write_text(json.dumps(_SETTINGS), encoding="utf-8")
         write_models(self.base / "models")
         command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", self.url.rpartition(":")[2]]
         command += ["--base-directory", str(self.base), "--database-url", f"sqlite:///{self.base}/user/comfyui.db"]
         command += ["--disable-api-nodes", "--preview-method", "latent2rgb"]
         env = os.environ | {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         env["OMP_WAIT_POLICY"] = "passive"  # threads which spin are forty times slower on a busy machine
-        with self.log.open("w") as log:
+        with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(command, cwd=self.tree, env=env, stdout=log, stderr=subprocess.STDOUT)
         atexit.register(self.stop)
         self._wait()
@@ -185,7 +185,8 @@ class Server:
                 self.get("/system_stats")
                 break
             time.sleep(0.2)
-        if "(IMPORT FAILED)" in self.log.read_text(errors="replace"):  # without brackets it is a file of ComfyUI's own
+        told = self.log.read_text(encoding="utf-8", errors="replace")
+        if "(IMPORT FAILED)" in told:  # without brackets it is a file of ComfyUI's own
             raise ServerError(f"a node pack could not be imported:\n{self.log_end(20_000)}")
 
     def stop(self) -> None:
@@ -206,7 +207,7 @@ class Server:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
 
     def log_end(self, count: int = 4000) -> str:
-        return self.log.read_text(errors="replace")[-count:]
+        return self.log.read_text(encoding="utf-8", errors="replace")[-count:]
 
     def get(self, path: str):
         """JSON of a GET request."""
@@ -309,7 +310,7 @@ def install(folder: Path) -> None:
     ignored = [".git"]
     for name in (".comfyignore", ".gitignore"):
         file = comfyui.ROOT / name
-        lines = file.read_text().splitlines() if file.is_file() else []
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         ignored += [line.strip("/") for line in lines if line.strip() and not line.startswith("#")]
 
     def skip(directory: str, names: list[str]) -> set[str]:

@@ -72,7 +72,8 @@ def golden_motion(arch: str, folder: Path, dtype=torch.float32) -> networks.Moti
 def reference_net_file(folder: Path) -> str:
     from safetensors.torch import save_file
 
-    (folder / "config.json").write_text(json.dumps({"attention_head_dim": 4}))  # leaves no trace in the tensors
+    # the number leaves no trace in the tensors
+    (folder / "config.json").write_text(json.dumps({"attention_head_dim": 4}), encoding="utf-8")
     path = folder / "referencenet.safetensors"
     save_file(golden_models.reference_net(SIZE, 0).state_dict(), path)
     return str(path)

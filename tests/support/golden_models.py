@@ -19,7 +19,9 @@ from musev_core.models.unet import MuseVUNet
 from .numbers import det, fill
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-_BLOCK = re.search(r"<!-- config:begin -->\s*```json\n(.*?)```", (GOLDENS / "FORMAT.md").read_text(), re.S)
+_BLOCK = re.search(
+    r"<!-- config:begin -->\s*```json\n(.*?)```", (GOLDENS / "FORMAT.md").read_text(encoding="utf-8"), re.S
+)
 CONFIG = json.loads(_BLOCK.group(1))
 PREFIX = CONFIG["prefixes"]
 

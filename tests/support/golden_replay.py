@@ -43,7 +43,7 @@ class GoldenSet:
 
     @cached_property
     def cases(self) -> list[dict]:
-        return json.loads((self.folder / "cases.json").read_text())
+        return json.loads((self.folder / "cases.json").read_text(encoding="utf-8"))
 
     @cached_property
     def by_id(self) -> dict[str, dict]:

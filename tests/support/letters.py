@@ -14,6 +14,6 @@ def letters_tokenizer() -> Any:
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
         vocabulary, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
-        vocabulary.write_text(json.dumps({word: i for i, word in enumerate(words)}))
-        merges.write_text("#version: 0.2\n")
+        vocabulary.write_text(json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8")
+        merges.write_text("#version: 0.2\n", encoding="utf-8")
         return CLIPTokenizer(str(vocabulary), str(merges))

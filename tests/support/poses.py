@@ -10,7 +10,9 @@ from musev_core.pose.keypoints import BODY, FACE, LEFT_HAND, NUM_POINTS, RIGHT_H
 from support.onnx_files import node, write_model
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-CASES = {case["name"]: case for case in json.loads((GOLDENS / "pose_align_cases.json").read_text())["cases"]}
+CASES = {
+    case["name"]: case for case in json.loads((GOLDENS / "pose_align_cases.json").read_text(encoding="utf-8"))["cases"]
+}
 
 # a standing person, pixels of a picture 200 wide and 400 high, in OpenPose's order
 _STANDING = (

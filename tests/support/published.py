@@ -30,7 +30,7 @@ def save(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype = torch.f
 
 def _config(path: Path, config: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(config), encoding="utf-8")
 
 
 def write_musev(
@@ -81,8 +81,8 @@ def write_tokenizer(folder: Path) -> Path:
     letters_tokenizer().save_pretrained(folder)
     if not (folder / "vocab.json").is_file():  # transformers 5 writes one file only
         vocabulary = letters_tokenizer().get_vocab()
-        (folder / "vocab.json").write_text(json.dumps(vocabulary))
-        (folder / "merges.txt").write_text("#version: 0.2\n")
+        (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     return folder
 
 

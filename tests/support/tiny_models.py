@@ -69,7 +69,7 @@ def _network(folder: Path, network: type, config: UNetConfig, seed: int, publish
     with torch.device("meta"):
         names = shapes_of(network(config))
     save(random(names, seed), folder / "diffusion_pytorch_model.bin", torch.float16)
-    (folder / "config.json").write_text(json.dumps(published))
+    (folder / "config.json").write_text(json.dumps(published), encoding="utf-8")
 
 
 def write_checkpoint(path: Path) -> None:

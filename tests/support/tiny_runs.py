@@ -27,7 +27,7 @@ def write_disk(root: Path) -> Path:
         frames = (across + shift + 50 * number).expand(8, SIZE, SIZE, 3)
         write_video(root / "videos" / f"{name}.mp4", frames.to(torch.uint8), fps=8)
         if number < 2:
-            (root / "videos" / f"{name}.txt").write_text(f"clip {name}\n")
+            (root / "videos" / f"{name}.txt").write_text(f"clip {name}\n", encoding="utf-8")
     return root
 
 
@@ -45,7 +45,7 @@ def configuration(disk: Path, file: Path, *, kind: str = "videos", variant: str 
     for name, values in parts.items():
         content.setdefault(name, {}).update(values)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
     return file
 
 
@@ -82,7 +82,7 @@ def train_one_by_one(folder: Path, batch_size: int) -> Trainer:
 
     def sample(step: int, results: Path) -> dict[str, float]:
         results.mkdir(parents=True)
-        (results / f"step-{step}").write_text(f"process {trainer.accelerator.process_index}")
+        (results / f"step-{step}").write_text(f"process {trainer.accelerator.process_index}", encoding="utf-8")
         return {}
 
     trainer = Trainer(OneByOne(), Numbered(), options, folder, validate=sample)
