@@ -64,8 +64,8 @@ def _peak_memory(*, reset: bool = False) -> int:
     if not _CLEAR_REFS.exists():
         return 0
     if reset:
-        _CLEAR_REFS.write_text("5")
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        _CLEAR_REFS.write_text("5", encoding="utf-8")
+    line = next(line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
 
