@@ -1,10 +1,9 @@
-"""Prompts as people write them: weighted pieces, presets of negative prompts, `{field}` templates."""
+"""Prompts as people write them: weighted pieces, presets of negative prompts."""
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from difflib import get_close_matches
 
-from .errors import MuseVError
+from .errors import MuseVError, nearest
 
 _V5 = (
     "(((multiple heads))), (((bad body))), (((two people))), ((extra arms)), ((deformed body)), (((sexy))), "
@@ -27,16 +26,6 @@ NEGATIVE_PROMPTS: dict[str, str] = {
     "V5": _V5,
 }
 
-# The original's phrases for these names are not published; these are this library's own.
-RENDER_STYLES: dict[str, str] = {
-    "Epic": "epic composition, dramatic lighting",
-    "HD": "high resolution, sharp focus, fine detail",
-    "EpicHD": "epic composition, dramatic lighting, high resolution, sharp focus, fine detail",
-    "Digital": "digital painting, clean lines, vivid colors",
-    "Unreal1": "3d render, unreal engine, global illumination",
-    "Unreal2": "3d render, unreal engine, ray tracing, volumetric light, cinematic shading",
-}
-
 EMPHASIS = 1.1  # of one pair of round brackets; square brackets divide by it
 
 _SYNTAX = re.compile(
@@ -46,7 +35,6 @@ _SYNTAX = re.compile(
     r"|(?P<close>[)\]])"
     r"|(?P<text>[^\\()\[\]:]+|:)"
 )
-_FIELD = re.compile(r"\{\s*(\w+)\s*\}")
 
 
 def parse_weights(text: str) -> list[tuple[str, float]]:
@@ -93,45 +81,17 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 
 
 def negative_prompt(name_or_text: str) -> str:
-    """The text of a preset (`Empty`, `V1` to `V5`, spelt exactly so), or the argument itself (extra.md 2.9)."""
-    return NEGATIVE_PROMPTS.get(name_or_text, name_or_text)
-
-
-def template_fields(prompt: str) -> frozenset[str]:
-    """The names which a prompt asks for as `{name}`."""
-    return frozenset(_FIELD.findall(prompt))
-
-
-def fill_template(prompt: str, fields: Mapping[str, Any]) -> str:
-    """Replaces every `{name}` of a prompt by the field of that name (extra.md 2.7).
-
-    A value is a text, a number, or a list; comma lists are joined anew with ", ". An empty value or None leaves
-    nothing, and the commas which then meet become one. The parts of `render` which name a style of
-    `RENDER_STYLES` become its phrase. A prompt without `{name}` comes back as it is.
+    """The text of a preset (`Empty`, `V1` to `V5`, spelt exactly so), or the argument itself (extra.md 2.9).
 
     Raises:
-        MuseVError: the prompt asks for a field which is not there.
+        MuseVError: a word which all but is the name of a preset, like V6 or v2.
     """
-    if not template_fields(prompt):
-        return prompt
-
-    def value(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in fields:
-            raise MuseVError(
-                f"The prompt asks for {{{name}}}, but there is no field {name!r}. "
-                f"Add it, or use one of: {', '.join(sorted(map(str, fields))) or '(there are none)'}."
-            )
-        parts = _parts(fields[name])
-        return ", ".join(RENDER_STYLES.get(part, part) if name == "render" else part for part in parts)
-
-    return re.sub(r",(?:\s*,)+", ",", _FIELD.sub(value, prompt))
-
-
-def _parts(value: Any) -> list[str]:
-    """The non-empty members of a comma list, trimmed."""
-    if value is None:
-        return []
-    if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)):
-        return [part for member in value for part in _parts(member)]
-    return [part for part in map(str.strip, str(value).split(",")) if part]
+    if name_or_text in NEGATIVE_PROMPTS:
+        return NEGATIVE_PROMPTS[name_or_text]
+    word = name_or_text.strip()
+    if re.fullmatch(r"v[\W_]*\d+\W*", word.lower()) or get_close_matches(word.lower(), ["empty"]):
+        raise MuseVError(
+            f"there is no preset of negative prompts {word!r}, only {', '.join(NEGATIVE_PROMPTS)}."
+            f"{nearest(word.capitalize(), NEGATIVE_PROMPTS)} Other texts are taken as they are."
+        )
+    return name_or_text

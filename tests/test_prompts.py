@@ -6,11 +6,8 @@ import pytest
 from musev_core.errors import MuseVError
 from musev_core.prompts import (
     NEGATIVE_PROMPTS,
-    RENDER_STYLES,
-    fill_template,
     negative_prompt,
     parse_weights,
-    template_fields,
 )
 
 CASES = json.loads((Path(__file__).parent / "goldens/public/cases.json").read_text(encoding="utf-8"))
@@ -93,8 +90,22 @@ def test_malformed_syntax_is_tolerated(text, pieces):
 def test_presets_are_found_by_their_exact_name():
     assert negative_prompt("V3") == "badhandv4, ng_deepnegative_v1_75t, bad quality"
     assert negative_prompt("Empty") == ""
-    assert negative_prompt("v3") == "v3"
     assert negative_prompt("ugly, V3") == "ugly, V3"
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [("v3", "Did you mean 'V3'"), ("V6", ""), ("V10", "Did you mean 'V1'"), ("V_2", "Did you mean 'V2'"),
+     ("empty", "Did you mean 'Empty'"), ("Emty", "Did you mean 'Empty'")],
+)  # fmt: skip
+def test_a_misspelt_preset_is_named(name, hint):
+    with pytest.raises(MuseVError, match=f"no preset of negative prompts '{name}', only Empty, V1, .*{hint}"):
+        negative_prompt(name)
+
+
+@pytest.mark.parametrize("text", ["", "ugly", "nsfw", "text", "bad", "V", "blurry", "vest", "a vase, v2"])
+def test_other_words_are_the_negative_prompt_itself(text):
+    assert negative_prompt(text) == text
 
 
 def test_default_preset_is_the_embeddings_and_v5():
@@ -109,44 +120,3 @@ def test_v5_weighs_as_written():
     assert weights["multiple heads"] == pytest.approx(1.1**3)
     assert weights["worst quality"] == 2.0
     assert weights["too many fingers"] == 1.1
-
-
-@pytest.mark.parametrize(
-    ("prompt", "fields", "filled"),
-    [
-        ("(eye blinks:{eye_blinks_factor})", {"eye_blinks_factor": 1.8}, "(eye blinks:1.8)"),
-        ("a girl, { hair }, {hair}", {"hair": "red"}, "a girl, red, red"),
-        ("{tags}", {"tags": "a,b , c,,"}, "a, b, c"),
-        ("{tags}", {"tags": ["a", "b,c", None]}, "a, b, c"),
-        ("a, {x}, b", {"x": ""}, "a, b"),
-        ("a, {x}, {y}, b", {"x": None, "y": " "}, "a, b"),
-        ("a,{x},b", {"x": []}, "a,b"),
-        ("a {x}", {"x": "{y}", "y": "no"}, "a {y}"),
-        ("(a, {x}:1.2)", {"x": r"\(b\)"}, r"(a, \(b\):1.2)"),
-    ],
-)
-def test_templates(prompt, fields, filled):
-    assert fill_template(prompt, fields) == filled
-
-
-@pytest.mark.parametrize("prompt", ["", "a, , b", "a {", "{} {a b}, , c"])
-def test_prompt_without_fields_is_untouched(prompt):
-    assert fill_template(prompt, {"a": "x"}) == prompt
-
-
-def test_render_names_become_phrases_and_other_words_stay():
-    assert fill_template("a girl, {render}", {"render": "Epic,ink"}) == f"a girl, {RENDER_STYLES['Epic']}, ink"
-    assert fill_template("{name}", {"name": "Epic"}) == "Epic"
-    assert set(RENDER_STYLES) == {"Epic", "HD", "EpicHD", "Digital", "Unreal1", "Unreal2"}
-
-
-def test_unknown_field_is_named_with_those_there_are():
-    with pytest.raises(MuseVError, match=r"asks for \{hair\}.*no field 'hair'.*one of: age, sex\."):
-        fill_template("{sex}, {hair}", {"sex": "female", "age": 20})
-    with pytest.raises(MuseVError, match="there are none"):
-        fill_template("{hair}", {})
-
-
-def test_the_fields_a_prompt_asks_for():
-    assert template_fields("a { sex } with {hair}, {hair}") == {"sex", "hair"}
-    assert template_fields("a girl {with space}") == frozenset()

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import MuseVError, blame, nearest
-from ..prompts import fill_template, template_fields
+from ..prompt_templates import fill_template, template_fields
 from ..values import beside, is_none, read_yaml, scalar, user_path
 from .results import check_files, frame_size
 from .task import DEAD_PARAMETERS, FIELDS, Task
