@@ -1,6 +1,7 @@
 """Weight files: reading, what is wrong with a broken one, recognition, names, folders."""
 
 import json
+import re
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.torch_version import TorchVersion
 
 from musev_core.config import IMAGE_PROJECTIONS, MUSEV, MUSEV_REFERENCENET, SD15, UNetConfig
 from musev_core.errors import CheckpointError, MuseVError
@@ -188,6 +190,21 @@ def test_files_that_could_run_code_are_refused_by_name(tmp_path, capsys, content
     torch.save(content, tmp_path / "evil.ckpt", _use_new_zipfile_serialization=new_format)
     refused(tmp_path / "evil.ckpt", rf"was not loaded: it refers to '{named}'.*could run code.*\.safetensors")
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("version", ["2.5.1+cu124", "2.9.1"])
+def test_a_torch_that_cannot_keep_pickles_from_running_code_gets_none(tmp_path, monkeypatch, version):
+    pickled = saved(tmp_path / "a.bin", {"x": torch.ones(2)})
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    refused(pickled, rf"can run code in torch {re.escape(version)}.*Use a \.safetensors version.*or update torch")
+    assert read_shapes(saved(tmp_path / "a.safetensors", {"x": torch.ones(2)})) == {"x": (2,)}
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.10.0+rocm7.0", "2.15.0", "3.0"])
+def test_any_newer_torch_reads_them(tmp_path, monkeypatch, version):
+    pickled = saved(tmp_path / "a.bin", {"x": torch.ones(2)})
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    assert torch.equal(read_tensors(pickled)["x"], torch.ones(2))
 
 
 def test_no_tensors_inside(tmp_path):

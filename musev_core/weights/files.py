@@ -22,6 +22,7 @@ WEIGHT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 NAMES_SHOWN = 8  # in an error message, of a list that may hold hundreds
 _HEADER_LIMIT = 100_000_000  # bytes of JSON; the safetensors library refuses more as well
 _NESTING_LIMIT = 4  # {"ip_adapter": {"1": {...}}} is the deepest seen
+_SAFE_TORCH = "2.10"  # in older ones a crafted file gets round weights_only: CVE-2025-32434, CVE-2026-24747
 
 
 def read_tensors(path: str | PathLike[str]) -> dict[str, Tensor]:
@@ -198,6 +199,12 @@ def _safetensors_shapes(path: Path) -> dict[str, Shape]:
 
 
 def _torch_load(path: Path, device: str) -> Any:
+    if torch.__version__ < _SAFE_TORCH:
+        raise CheckpointError(
+            f"{path} was not loaded: a file of this format can run code in torch {torch.__version__}, which is older "
+            f"than {_SAFE_TORCH} (CVE-2025-32434, CVE-2026-24747). Use a .safetensors version of this model, or update "
+            "torch."
+        )
     try:
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"
