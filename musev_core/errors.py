@@ -1,8 +1,9 @@
 """Errors a person can act on: what was expected, what came, what to do."""
 
 import importlib
+import importlib.metadata
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from types import ModuleType
 
@@ -23,6 +24,9 @@ class Cancelled(RuntimeError):
     """The caller asked to stop; raised between two windows."""
 
 
+_KEPT = ("numpy", "torch")  # what everything else in an environment is built on
+
+
 def require(module: str, *, install: str, purpose: str) -> ModuleType:
     """Import an optional package at the place where it is used.
 
@@ -31,11 +35,20 @@ def require(module: str, *, install: str, purpose: str) -> ModuleType:
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # a package that no longer fits its own dependencies may raise anything
         raise MissingPackageError(
-            f"{purpose} needs the package {module!r}, which cannot be imported ({error}). "
-            f"Install it with: pip install {install}"
+            f"{purpose} needs the package {module!r}, which cannot be imported ({type(error).__name__}: {error}). "
+            f"Install it with: {install_command(install)}"
         ) from error
+
+
+def install_command(packages: str) -> str:
+    """The command that installs packages and leaves numpy and torch as they are."""
+    kept = []
+    for name in _KEPT:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            kept.append(f"{name}=={importlib.metadata.version(name)}")
+    return " ".join(["pip install", packages, *kept])
 
 
 @contextmanager

@@ -255,16 +255,25 @@ def match_histograms(frames: torch.Tensor, target: torch.Tensor) -> torch.Tensor
 
     Raises:
         MuseVError: a wrong shape or dtype, or more than one target picture.
-        MissingPackageError: scikit-image is not installed.
     """
-    exposure = require("skimage.exposure", install="scikit-image", purpose="Matching histograms")
     source = to_uint8(frames, truncate=True)
     reference = to_uint8(target, name="target", truncate=True)
     if len(reference) != 1:
         raise MuseVError(f"target must be one picture, got {len(reference)}.")
     picture = reference[0].cpu().numpy()
-    matched = [exposure.match_histograms(f, picture, channel_axis=-1) for f in source.cpu().numpy()]
-    return torch.from_numpy(np.stack(matched)).to(frames.device).float() / 255
+    matched = np.empty(source.shape, np.uint8)
+    for i, frame in enumerate(source.cpu().numpy()):
+        for c in range(3):
+            matched[i, ..., c] = _histogram_map(frame[..., c], picture[..., c])[frame[..., c]]
+    return torch.from_numpy(matched).to(frames.device).float() / 255
+
+
+def _histogram_map(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """What each of 256 values of `source` becomes: the value below which as many pixels of `target` lie."""
+    below = np.bincount(source.ravel(), minlength=256).cumsum() / source.size
+    counts = np.bincount(target.ravel())
+    values = np.flatnonzero(counts)
+    return np.interp(below, counts[values].cumsum() / target.size, values).astype(np.uint8)
 
 
 def canny(frames: torch.Tensor, low: float = 100, high: float = 200) -> torch.Tensor:

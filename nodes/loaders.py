@@ -178,21 +178,19 @@ class LoadDemo(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         """Builds ComfyUI's objects around the demo's weights."""
-        from ..musev_core.demo.model import load_networks
+        from ..musev_core.demo.files import read_weights
         from .host import demo
 
-        networks = load_networks()
-        weights = {name: net.state_dict() for name, net in networks.named().items()}
-        config = networks.unet.config
+        weights = read_weights()
         return io.NodeOutput(
-            demo.model(weights["unet"], config),
+            demo.model(weights["unet"]),
             demo.clip(weights["text_encoder"]),
             demo.vae(weights["vae"]),
             demo.motion(weights["unet"]),
             demo.reference_net(weights["reference_net"]),
             demo.ip_adapter(weights["image_projection"]),
             demo.clip_vision(weights["image_encoder"]),
-            demo.control_net(weights["controlnet"], config),
+            demo.control_net(weights["controlnet"]),
             demo.picture(),
         )
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from musev_core.cli import main
-from musev_core.demo.model import FILES, WEIGHTS, load_networks
+from musev_core.demo.files import FILES, WEIGHTS
+from musev_core.demo.model import load_networks
 from musev_core.demo.showcase import make_film, standard_films
 from musev_core.errors import CheckpointError
 from musev_core.metrics import psnr

@@ -13,20 +13,9 @@ from ..models.ip_adapter import image_projection
 from ..models.reference_net import ReferenceNet
 from ..models.unet import MuseVUNet
 from ..pipeline import MuseVPipeline
-from ..weights.files import read_tensors
 from . import sizes
+from .files import FILES, WEIGHTS, read_weights
 from .vocabulary import DemoTokenizer
-
-WEIGHTS = Path(__file__).parent / "weights"
-FILES = {  # of the networks below, in the folder of the weights
-    "unet": "unet/diffusion_pytorch_model.safetensors",
-    "reference_net": "referencenet/diffusion_pytorch_model.safetensors",
-    "image_projection": "ip_adapter_image_proj.safetensors",
-    "vae": "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder": "text_encoder/model.safetensors",
-    "image_encoder": "image_encoder/model.safetensors",
-    "controlnet": "controlnet/diffusion_pytorch_model.safetensors",
-}
 
 
 @dataclass
@@ -89,9 +78,9 @@ def load_networks(folder: Path = WEIGHTS) -> DemoNetworks:
     """
     with torch.device("meta"):
         networks = new_networks()
+    weights = read_weights(folder)
     for name, net in networks.named().items():
-        tensors = read_tensors(folder / FILES[name])
-        fill(net, tensors, folder / FILES[name])
+        fill(net, weights[name], folder / FILES[name])
     return networks
 
 

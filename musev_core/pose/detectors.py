@@ -3,17 +3,18 @@
 Most come from the package controlnet_aux, which is given local files, so that it downloads nothing.
 """
 
+import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import CheckpointError, MuseVError, require
+from ..errors import CheckpointError, MissingPackageError, install_command, require
 from ..images import canny
 from ..weights.files import read_tensors
 from .dwpose import DWPose
@@ -26,6 +27,14 @@ PoseDetector = Callable[[np.ndarray], list[Person]]
 ANNOTATORS = "lllyasviel/Annotators"
 _SHUFFLE_GRAIN = 256  # pixels between the random values of the warp
 _MEDIAPIPE = "'mediapipe<0.10.30'"  # the last with the interface controlnet_aux 0.0.10 uses
+_AUX = ("controlnet_aux", "cv2", "skimage", "timm")  # what it needs beside ComfyUI's own packages
+_PACKAGES = {
+    "cv2": "opencv-python-headless",
+    "skimage": "scikit-image",
+    "timm": "timm",
+    "onnxruntime": "onnxruntime",
+    "mediapipe": _MEDIAPIPE,
+}
 _SEED = 0  # of the warp and of segment colours: the same in every frame and run
 
 
@@ -37,12 +46,38 @@ class Detector:
         load: makes it from the paths of `files`, a device and the options of the preprocessor.
         files: keyword of `load` to file name in `repository` (Hugging Face).
         any_size: runs at every size; others need multiples of 64.
+        needs: modules of optional packages.
     """
 
     load: Callable[..., MapDetector | PoseDetector]
     files: Mapping[str, str] = field(default_factory=dict)
     repository: str = ANNOTATORS
     any_size: bool = False
+    needs: tuple[str, ...] = _AUX
+
+
+def check_packages(detector: Detector, *, purpose: str) -> None:
+    """Raises MissingPackageError, with the command to install them, if packages that a detector needs are missing."""
+    missing = [module for module in detector.needs if not _is_installed(module)]
+    if missing:
+        raise MissingPackageError(
+            f"{purpose} needs {', '.join(missing)}, which this Python does not have. Install with: {_advice(missing)}"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _advice(modules: Sequence[str]) -> str:
+    """How to install packages and move none; controlnet_aux's own list would bring a second OpenCV beside another."""
+    commands = ["pip install --no-deps controlnet_aux"] if "controlnet_aux" in modules else []
+    if packages := [_PACKAGES[module] for module in modules if module in _PACKAGES]:
+        commands.append(install_command(" ".join(packages)))
+    return " and ".join(commands)
 
 
 def find_weights(detector: Detector, folders: Sequence[str | Path], *, purpose: str) -> dict[str, Path]:
@@ -74,26 +109,23 @@ def find_weights(detector: Detector, folders: Sequence[str | Path], *, purpose: 
 # ---- from controlnet_aux -------------------------------------------------------------------------------------------
 
 
-def _aux_module(purpose: str) -> ModuleType:
+def _aux_class(name: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of every package it could use as well
         try:
-            return require("controlnet_aux", install="controlnet_aux", purpose=purpose)
-        except MuseVError:
-            raise
+            return getattr(importlib.import_module("controlnet_aux"), name)
         except Exception as error:  # it touches many packages at import, each of which may not fit it any more
-            raise MuseVError(
-                f"{purpose} needs the package controlnet_aux, which fails to import ({type(error).__name__}: {error}). "
-                f"The package named there has a version it does not fit; for mediapipe: pip install {_MEDIAPIPE}"
+            raise MissingPackageError(
+                f"The detector {name} needs the package controlnet_aux, which cannot be imported "
+                f"({type(error).__name__}: {error}). A package there has a version that it does not fit: for mediapipe, "
+                f"pip install {_MEDIAPIPE}; for others: {_advice(_AUX)}"
             ) from error
 
 
 def _load_aux(class_name: str, device: Device, files: Mapping[str, Path], **arguments: Any) -> Any:
     for path in files.values():
-        read_tensors(
-            path
-        )  # says what is wrong with a file, and refuses one which could run code: the package unpickles
-    detector_class = getattr(_aux_module(f"The detector {class_name}"), class_name)
+        read_tensors(path)  # says what is wrong with a file, and refuses one that could run code: the package unpickles
+    detector_class = _aux_class(class_name)
     paths = {keyword: str(path) for keyword, path in files.items()}
     folder = next(iter(files.values())).parent  # any existing one makes it take absolute names as they are
     detector = detector_class.from_pretrained(str(folder), **paths, **arguments)
@@ -158,9 +190,7 @@ def _load_openpose(device: Device, files: Mapping[str, Path], *, hands: bool, fa
 
 
 def _load_face_mesh(device: Device, files: Mapping[str, Path]) -> MapDetector:
-    purpose = "The face detector"
-    require("mediapipe", install=_MEDIAPIPE, purpose=purpose)
-    return _as_map(_aux_module(purpose).MediapipeFaceDetector(), max_faces=1, min_confidence=0.5)
+    return _as_map(_aux_class("MediapipeFaceDetector")(), max_faces=1, min_confidence=0.5)
 
 
 # ---- our own -------------------------------------------------------------------------------------------------------
@@ -218,10 +248,11 @@ DETECTORS: Mapping[str, Detector] = {
         {"detector": "yolox_l.onnx", "pose": "dw-ll_ucoco_384.onnx"},
         repository="yzd-v/DWPose",
         any_size=True,
+        needs=("cv2", "onnxruntime"),
     ),
-    "canny": Detector(_load_canny, any_size=True),
-    "identity": Detector(_load_identity, any_size=True),
-    "shuffle": Detector(_load_shuffle, any_size=True),
+    "canny": Detector(_load_canny, any_size=True, needs=("cv2",)),
+    "identity": Detector(_load_identity, any_size=True, needs=()),
+    "shuffle": Detector(_load_shuffle, any_size=True, needs=("cv2",)),
     "hed": Detector(_aux_maps("HEDdetector"), {"filename": "ControlNetHED.pth"}),
     "midas": Detector(_aux_maps("MidasDetector"), {"filename": "dpt_hybrid-midas-501f0c75.pt"}),
     "pidi": Detector(_aux_maps("PidiNetDetector"), {"filename": "table5_pidinet.pth"}),
@@ -234,5 +265,5 @@ DETECTORS: Mapping[str, Detector] = {
         _segments("vit_h"), {"filename": "checkpoints/sam_vit_h_4b8939.pth"}, repository="ybelkada/segment-anything"
     ),
     "mobile_sam": Detector(_segments("vit_t"), {"filename": "mobile_sam.pt"}, repository="dhkim2810/MobileSAM"),
-    "mediapipe_face": Detector(_load_face_mesh),
+    "mediapipe_face": Detector(_load_face_mesh, needs=(*_AUX, "mediapipe")),
 }

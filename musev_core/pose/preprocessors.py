@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import MuseVError, nearest, require
 from ..images import check_frames, to_uint8
-from .detectors import DETECTORS, Detector, Device, find_weights
+from .detectors import DETECTORS, Detector, Device, check_packages, find_weights
 from .drawing import draw_people
 from .keypoints import Person, PoseFrame
 
@@ -164,7 +164,7 @@ class ControlPreprocessor:
 
 
 def check_preprocessor(name: str, folders: Sequence[str | Path] = ()) -> None:
-    """Raises MuseVError if there is no preprocessor of that name or its weight files are in none of the folders."""
+    """Raises MuseVError for no preprocessor of that name, missing packages, or weight files in none of the folders."""
     _resolve(name, folders)
 
 
@@ -192,7 +192,9 @@ def _resolve(name: str, folders: Sequence[str | Path]) -> tuple[Preprocessor, De
         )
     preprocessor = PREPROCESSORS[name]
     detector = DETECTORS[preprocessor.detector]
-    return preprocessor, detector, find_weights(detector, folders, purpose=f"The control preprocessor {name!r}")
+    purpose = f"The control preprocessor {name!r}"
+    check_packages(detector, purpose=purpose)
+    return preprocessor, detector, find_weights(detector, folders, purpose=purpose)
 
 
 def _resized(image: np.ndarray, size: tuple[int, int], enlarge: bool) -> np.ndarray:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..demo import sizes
-from ..demo.model import FILES, DemoNetworks
+from ..demo.files import FILES
+from ..demo.model import DemoNetworks
 from ..demo.vocabulary import USED_TOKENS, DemoTokenizer, padded
 from ..images import CLIP_MEAN, CLIP_STD
 from ..weights.files import read_tensors

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..demo.model import FILES, DemoNetworks, fill, load_networks, new_networks
+from ..demo.files import FILES
+from ..demo.model import DemoNetworks, fill, load_networks, new_networks
 from ..demo.vocabulary import USED_TOKENS
 from ..errors import MuseVError
 from ..images import save_image

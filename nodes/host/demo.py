@@ -58,16 +58,16 @@ def comfy_unet_config(config: UNetConfig) -> dict[str, Any]:
     }
 
 
-def model(tensors: dict[str, Tensor], config: UNetConfig) -> Any:
+def model(tensors: dict[str, Tensor]) -> Any:
     """MODEL: the Stable Diffusion part of the demo's UNet."""
-    comfy_config = comfy.supported_models.SD15(comfy_unet_config(config))
-    comfy_config.unet_config["num_heads"] = config.num_heads
+    comfy_config = comfy.supported_models.SD15(comfy_unet_config(sizes.UNET))
+    comfy_config.unet_config["num_heads"] = sizes.UNET.num_heads
     comfy_config.set_inference_dtype(torch.float32, None)
     previews = comfy_config.latent_format  # an object of its own, in every model
     previews.latent_rgb_factors, previews.latent_rgb_factors_bias = _LATENT_RGB, _LATENT_RGB_BIAS
     previews.taesd_decoder_name = None  # TAESD decodes Stable Diffusion's latents
     base = comfy.model_base.BaseModel(comfy_config, model_type=comfy.model_base.ModelType.V_PREDICTION)
-    names = unet_ldm_to_diffusers(config)
+    names = unet_ldm_to_diffusers(sizes.UNET)
     base.diffusion_model.load_state_dict({theirs: tensors[ours] for theirs, ours in names.items()})
     _regroup(base.diffusion_model)
     return _patcher(base, comfy.model_management.unet_offload_device())
@@ -81,8 +81,7 @@ def clip(tensors: dict[str, Tensor]) -> Any:
         params={}, clip=partial(comfy.sd1_clip.SD1ClipModel, clip_model=encoder), tokenizer=comfy.sd1_clip.SD1Tokenizer
     )
     made = comfy.sd.CLIP(target, parameters=sum(x.numel() for x in tensors.values()))
-    named = {name if name.startswith("text_model.") else f"text_model.{name}": x for name, x in tensors.items()}
-    made.load_sd(named)
+    made.load_sd(tensors)
     return made
 
 
@@ -131,13 +130,13 @@ def clip_vision(tensors: dict[str, Tensor]) -> Any:
     return made
 
 
-def control_net(tensors: dict[str, Tensor], config: UNetConfig) -> Any:
+def control_net(tensors: dict[str, Tensor]) -> Any:
     """CONTROL_NET for the toy world's pose pictures."""
-    unet = comfy_unet_config(config)
+    unet = comfy_unet_config(sizes.UNET)
     unet.pop("out_channels")
     unet.pop("transformer_depth_output")
     net = comfy.cldm.cldm.ControlNet(hint_channels=3, **unet, operations=comfy.ops.manual_cast, dtype=torch.float32)
-    net.load_state_dict(_control_names(tensors, config, net.state_dict()))
+    net.load_state_dict(_control_names(tensors, net.state_dict()))
     _regroup(net)
     made = comfy.controlnet.ControlNet(
         net, load_device=comfy.model_management.get_torch_device(), manual_cast_dtype=None
@@ -145,9 +144,9 @@ def control_net(tensors: dict[str, Tensor], config: UNetConfig) -> Any:
     return made
 
 
-def _control_names(tensors: dict[str, Tensor], config: UNetConfig, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+def _control_names(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """A ControlNet's tensors under ComfyUI's names."""
-    names = {theirs: ours for theirs, ours in unet_ldm_to_diffusers(config).items() if theirs in expected}
+    names = {theirs: ours for theirs, ours in unet_ldm_to_diffusers(sizes.UNET).items() if theirs in expected}
     hints = len({name.split(".")[2] for name in tensors if name.startswith("controlnet_cond_embedding.blocks.")})
     blocks = len({name.split(".")[1] for name in tensors if name.startswith("controlnet_down_blocks.")})
     for kind in ("weight", "bias"):
