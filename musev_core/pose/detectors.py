@@ -117,7 +117,7 @@ def _aux_class(name: str) -> Any:
         except Exception as error:  # it touches many packages at import, each of which may not fit it any more
             raise MissingPackageError(
                 f"The detector {name} needs the package controlnet_aux, which cannot be imported "
-                f"({type(error).__name__}: {error}). A package there has a version that it does not fit: for mediapipe, "
+                f"({type(error).__name__}: {error}). A package has a version that it does not fit; for mediapipe: "
                 f"pip install {_MEDIAPIPE}; for others: {_advice(_AUX)}"
             ) from error
 

@@ -11,7 +11,7 @@ from support.comfyui import ROOT, import_pack
 
 # brought by requirements.txt or an extra: a missing or broken one may cost one feature, never the pack
 OPTIONAL = ("diffusers", "controlnet_aux", "huggingface_hub", "skimage", "onnxruntime", "insightface", "xformers")
-TRAINING = ("accelerate", "h5py", "tensorboard", "ray", "mediapipe", "timm")
+TRAINING = ("accelerate", "h5py", "tensorboard", "mediapipe", "timm")
 
 SCRIPT = """
 import asyncio, json, sys, time

@@ -22,7 +22,7 @@ VERBS = {"Align", "Apply", "Continue", "Draw", "Join", "Load", "Match", "Measure
 VERBS |= {"Stream", "Visualize"}
 NAMED_AS_THE_FIELD_DOES = {"Image to Video", "Video to Video"}
 
-# what ComfyUI 0.3.64 knows, the oldest one there is support for
+# what every ComfyUI knows; later fields are passed where the dataclass has them
 SCHEMA_FIELDS = {"node_id", "display_name", "category", "inputs", "outputs", "hidden", "description", "is_input_list"}
 SCHEMA_FIELDS |= {"is_output_node", "is_deprecated", "is_experimental", "is_api_node", "not_idempotent"}
 SCHEMA_FIELDS |= {"enable_expand"}
