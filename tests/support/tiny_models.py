@@ -210,11 +210,12 @@ def _weight(name: str, shape: tuple[int, ...], numbers: Tensor) -> Tensor:
         return torch.tensor(0.18215)
     if not shape:
         return torch.ones(shape)
-    if len(shape) == 1:  # biases, and gains of norms
-        return torch.full(shape, float("norm" in name and name.endswith("weight")))
     count = math.prod(shape)
-    repeated = numbers.repeat(math.ceil(count / len(numbers)))[:count]
-    return repeated.reshape(shape) * math.prod(shape[1:]) ** -0.5
+    drawn = numbers.repeat(math.ceil(count / len(numbers)))[:count].reshape(shape)
+    if len(shape) > 1:
+        return drawn * math.prod(shape[1:]) ** -0.5
+    gain = name.endswith("weight")  # of a norm, whatever it is called; other vectors are added to something
+    return 0.1 * drawn + float(gain)
 
 
 def write_sparse(path: Path, shapes: Shapes, *, seed: int, zero: Iterable[str]) -> None:
