@@ -62,14 +62,14 @@ MUSEV, REFERENCENET = "musev", "musev_referencenet"
 
 
 @cache
-def unet(variant: str) -> MuseVUNet:
+def unet(variant: str, *, seed: int = 0) -> MuseVUNet:
     """The core's own network; both variants share the weights of Stable Diffusion."""
-    return fill(MuseVUNet(resized(VARIANTS[variant], SMALL)), "", 0)
+    return fill(MuseVUNet(resized(VARIANTS[variant], SMALL)), "", seed)
 
 
-def base():
+def base(**seed: int):
     """A new MODEL. Its layer norms have the eps of the original, so that it can be compared with `unet` exactly."""
-    model = base_model(unet(MUSEV).state_dict(), SMALL)
+    model = base_model(unet(MUSEV, **seed).state_dict(), SMALL)
     for module in model.model.diffusion_model.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = 0.0
@@ -81,23 +81,23 @@ def motion_of(tensors: dict[str, Tensor], variant: str) -> networks.Motion:
 
 
 @cache
-def motion(variant: str) -> networks.Motion:
-    return motion_of(unet(variant).state_dict(), variant)
+def motion(variant: str, **seed: int) -> networks.Motion:
+    return motion_of(unet(variant, **seed).state_dict(), variant)
 
 
 @cache
-def core_reference_net() -> ReferenceNet:
-    return fill(ReferenceNet(SMALL), "referencenet.", 0)
+def core_reference_net(*, seed: int = 0) -> ReferenceNet:
+    return fill(ReferenceNet(SMALL), "referencenet.", seed)
 
 
 @cache
-def reference_net() -> networks.HostedReferenceNet:
-    net = core_reference_net()
+def reference_net(**seed: int) -> networks.HostedReferenceNet:
+    net = core_reference_net(**seed)
     return networks.reference_net_from(net.state_dict(), SMALL, "referencenet", torch.float32)
 
 
 @cache
-def adapter(kind: str, *, layers: bool = True) -> networks.HostedIPAdapter:
+def adapter(kind: str, *, layers: bool = True, seed: int = 0) -> networks.HostedIPAdapter:
     """An IP-Adapter (plain, plus, faceid); without layers of its own it is MuseV's image projection."""
     config = ImageProjectionConfig(
         kind=kind,
@@ -107,7 +107,7 @@ def adapter(kind: str, *, layers: bool = True) -> networks.HostedIPAdapter:
         depth=1,
         num_heads=1,
     )
-    projection = fill(image_projection(config), f"{kind}.", 0).state_dict()
+    projection = fill(image_projection(config), f"{kind}.", seed).state_dict()
     return networks.ip_adapter_from(projection, adapter_attention(kind) if layers else {}, kind, torch.float32)
 
 
@@ -120,13 +120,14 @@ def adapter_attention(kind: str) -> dict[str, Tensor]:
 class Vision:
     """The golden set's image encoder behind the interface of ComfyUI's CLIP Vision; counts the pictures it has seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, seed: int = 0) -> None:
+        self.seed = seed
         self.seen = 0
 
     def encode_image(self, images: Tensor) -> dict[str, Tensor]:
         self.seen += len(images)
         pixels = clip_pixel_values(images, height=32, width=32, legacy=False)
-        out = golden_models.image_encoder(0)(pixels, output_hidden_states=True)
+        out = golden_models.image_encoder(self.seed)(pixels, output_hidden_states=True)
         return {"image_embeds": out.image_embeds, "penultimate_hidden_states": out.hidden_states[-2]}
 
 

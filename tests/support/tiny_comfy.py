@@ -5,7 +5,7 @@ import comfy.sd
 import torch
 
 
-def tiny_vae(*, levels: int = 4, channels: int = 4) -> comfy.sd.VAE:
+def tiny_vae(*, levels: int = 4, channels: int = 4, seed: int = 0) -> comfy.sd.VAE:
     """A VAE with seeded weights in float32; 4 levels and 4 channels are Stable Diffusion's 1/8 and 4."""
     config = {
         "embed_dim": channels,
@@ -23,7 +23,7 @@ def tiny_vae(*, levels: int = 4, channels: int = 4) -> comfy.sd.VAE:
         },
     }
     shapes = comfy.ldm.models.autoencoder.AutoencoderKL(**config).state_dict()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, tensor in shapes.items():
         noise = torch.randn(tensor.shape, generator=generator)
