@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -62,7 +63,32 @@ def blame(owner: str) -> Iterator[None]:
         raise MuseVError(f"{owner}: {error}") from error
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'fps'?"` for the end of a message about an unknown word; nothing if none comes close."""
-    close = get_close_matches(word, list(known), n=1)
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`" Did you mean 'fps'?"` for the end of a message about an unknown word; nothing if none comes close.
+
+    `cutoff` is the share of letters in common, 0 to 1. Words of hundreds of letters are nobody's slip.
+    """
+    close = get_close_matches(word, list(known), n=1, cutoff=cutoff) if len(word) < 100 else []
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+class _Shown(reprlib.Repr):
+    """Values cut short, whatever they are: Python refuses to write out whole numbers of thousands of digits."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return f"<a number of {x.bit_length()} bits>" if x.bit_length() > 256 else repr(x)
+
+
+def shown(value: object, length: int = 120) -> str:
+    """`repr(value)` for a message, cut to about `length` characters."""
+    short = _Shown()
+    short.maxlevel, short.maxstring, short.maxother = 3, length, length
+    short.maxlist = short.maxtuple = short.maxdict = short.maxset = 8
+    return short.repr(value)
+
+
+def listed(words: Iterable[str], most: int = 40) -> str:
+    """Words for a message, comma by comma; of many only the first."""
+    all_words = list(words)
+    rest = f" and {len(all_words) - most} more" if len(all_words) > most else ""
+    return ", ".join(all_words[:most]) + rest

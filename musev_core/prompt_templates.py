@@ -44,6 +44,7 @@ PORTRAIT = (  # what `{}` stands for with template_name: portrait, in this order
 )  # fmt: skip
 _FACES = {"girl": ("gorgeous", "kawaii", "colorful"), "boy": ("handsome", "elegant")}
 _SMALLEST_FACE = 0.02  # share of the picture
+MAX_PROMPT = 10_000  # characters; CLIP reads 77 tokens at once
 
 _FIELD = re.compile(r"\{\s*(\w+)\s*\}")
 _ALL = re.compile(r"\{\s*\}")
@@ -64,7 +65,8 @@ def fill_template(prompt: str, fields: Mapping[str, Any]) -> str:
     of this comes back as it is.
 
     Raises:
-        MuseVError: the prompt asks for a field which is not there, or a value is none of those a field can have.
+        MuseVError: the prompt asks for a field which is not there, a value is none of those a field can have, or the
+            prompt becomes longer than `MAX_PROMPT`.
     """
     if not template_fields(prompt):
         return prompt
@@ -74,14 +76,21 @@ def fill_template(prompt: str, fields: Mapping[str, Any]) -> str:
             f"{fields.get('template_name')!r}. Write that, or name the fields, like {{hair}}."
         )
 
+    length = len(prompt)
+
     def value(match: re.Match[str]) -> str:
+        nonlocal length
         name = match[1]
         if name not in fields:
             raise MuseVError(
                 f"The prompt asks for {{{name}}}, but there is no field {name!r}. "
                 f"Add it, or use one of: {', '.join(sorted(map(str, fields))) or '(there are none)'}."
             )
-        return _words(name, fields[name])
+        words = _words(name, fields[name])
+        length += len(words)
+        if length > MAX_PROMPT:
+            raise MuseVError(f"prompt: with every {{field}} written out it has more than {MAX_PROMPT:,} characters.")
+        return words
 
     portrait = ", ".join(filter(None, (_words(name, fields[name]) for name in PORTRAIT if name in fields)))
     filled = _FIELD.sub(value, _ALL.sub(lambda _: portrait, prompt))

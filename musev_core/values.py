@@ -2,12 +2,16 @@
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
-from .errors import MuseVError
+from .errors import MuseVError, shown
 
+SEEDS = 2**64  # how many a generator of torch tells apart: 0 to 2**64 - 1
 _WANTED = {str: "text", Path: "a file name", bool: "true or false", int: "a whole number", float: "a number"}
+# as people write them: neither 1_000 nor the digits of other scripts, which Python takes as well
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -23,22 +27,24 @@ def scalar(name: str, value: Any, kind: type) -> Any:
     number_or_text = isinstance(value, (str, int, float)) and not isinstance(value, bool)
     result: Any = None
     if kind is str and number_or_text:
-        result = str(value)
+        result = value if isinstance(value, str) else shown(value)
     elif kind is Path and isinstance(value, (str, os.PathLike)):
-        result = user_path(value)
+        result = None if "\0" in os.fsdecode(value) else user_path(value)
     elif kind is bool and isinstance(value, (str, int)):
-        result = _SWITCHES.get(str(value).strip().lower())
+        result = _SWITCHES.get(str(value).strip().lower() if isinstance(value, (str, bool)) else shown(value))
     elif kind in (int, float) and number_or_text:
         result = _number(value, kind)
     if result is None:
-        raise MuseVError(f"{name}: expected {_WANTED[kind]}, got {value!r}.")
+        raise MuseVError(f"{name}: expected {_WANTED[kind]}, got {shown(value)}.")
     return result
 
 
 def _number(value: str | int | float, kind: type) -> int | float | None:
+    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+        return None
     try:
         number = float(value)
-    except (ValueError, OverflowError):
+    except OverflowError:
         return None
     if not math.isfinite(number) or (kind is int and not number.is_integer()):
         return None
@@ -63,26 +69,4 @@ def user_path(name: str | os.PathLike[str]) -> Path:
 def beside(folder: Path, name: str) -> Path:
     """The file `name` in `folder` if it is there; otherwise the name is left to the working directory."""
     path = user_path(name)
-    return folder / path if (folder / path).exists() else path
-
-
-def read_yaml(path: Path, *, what: str, example: str) -> Any:
-    """The content of a YAML file; Python files, which the original ran for this purpose, are refused.
-
-    Args:
-        what: what the messages call the file, e.g. "task file".
-        example: such a file as YAML, shown to those who bring Python.
-
-    Raises:
-        MuseVError: Python code, an unreadable file, or not YAML.
-    """
-    import yaml
-
-    if path.suffix.lower() == ".py":
-        raise MuseVError(f"{path} is Python code, which is never executed. Write the {what} as YAML:\n{example}")
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise MuseVError(f"The {what} {path} cannot be read ({error}).") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: other encodings, dates like 2024-02-31
-        raise MuseVError(f"The {what} {path} is not valid YAML: {error}") from error
+    return folder / path if os.path.exists(folder / path) else path  # a name too long for a file is not there

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from musev_core.errors import MuseVError, blame, nearest
-from musev_core.values import beside, is_none, read_yaml, scalar, user_path
+from musev_core.values import beside, is_none, scalar, user_path
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,28 @@ def test_scalar(given, kind, expected):
         (True, str, "text"),
         ("maybe", bool, "true or false"),
         (5, Path, "a file name"),
+        ("a\0.png", Path, "a file name"),
+        ("1_000", int, "a whole number"),
+        ("\u0661\u0662", int, "a whole number"),
+        ("\u0661\u0662", float, "a number"),
+        ("nan", float, "a number"),
+        ("inf", float, "a number"),
+        (float("nan"), float, "a number"),
+        ("0x10", int, "a whole number"),
+        pytest.param(10**5000, int, "a whole number", id="digits"),
+        pytest.param(10**5000, bool, "true or false", id="many"),
+        ([1], float, "a number"),
     ],
 )
 def test_scalar_of_another_kind(given, kind, wanted):
     with pytest.raises(MuseVError, match=f"x: expected {wanted}, got "):
         scalar("x", given, kind)
+
+
+def test_a_value_of_any_size_is_shown_shortly():
+    with pytest.raises(MuseVError) as caught:
+        scalar("x", ["a" * 10**6] * 10**5, float)
+    assert len(str(caught.value)) < 2000
 
 
 def test_words_for_nothing():
@@ -58,19 +75,7 @@ def test_beside_a_file_or_left_to_the_working_directory(tmp_path):
     (tmp_path / "a.png").touch()
     assert beside(tmp_path, "a.png") == tmp_path / "a.png"
     assert beside(tmp_path, "b.png") == Path("b.png")
-
-
-def test_yaml_files(tmp_path):
-    file = tmp_path / "x.yaml"
-    file.write_bytes("\ufeffname: \u821e\u8e48".encode())
-    assert read_yaml(file, what="task file", example="") == {"name": "\u821e\u8e48"}
-    file.write_bytes(b"name: \xff")
-    with pytest.raises(MuseVError, match="The task file .*x.yaml is not valid YAML"):
-        read_yaml(file, what="task file", example="")
-    with pytest.raises(MuseVError, match="The task file .*gone.yaml cannot be read"):
-        read_yaml(tmp_path / "gone.yaml", what="task file", example="")
-    with pytest.raises(MuseVError, match="never executed. Write the task file as YAML:\n- name: a"):
-        read_yaml(tmp_path / "x.py", what="task file", example="- name: a")
+    assert beside(tmp_path, "b" * 1000) == Path("b" * 1000)
 
 
 def test_the_owner_of_an_error_is_named_once():

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MuseVError
 from ..tasks.task import FIELDS, Task
+from ..values import SEEDS
+from .failures import Failures
 from .generate_options import FILE_TYPES, add_arguments
-from .terminal import add_command
+from .terminal import add_command, say
 
 if TYPE_CHECKING:
     from ..loading import LoraFile, ModelFiles
@@ -40,46 +42,72 @@ def add_generate(commands: Any) -> None:
 
 
 def generate(options: argparse.Namespace) -> int:
-    """Runs every task with every base model that suits it; results which exist are skipped."""
-    from ..progress import TerminalProgress
+    """Runs every task with every base model that suits it; results which exist are skipped.
+
+    A task or model that fails does not end the others: it is named when that happens and at the end.
+    """
     from ..tasks.files import load_tasks
     from ..tasks.model_table import load_model_table, pick
-    from ..tasks.runner import check_controls
 
     path = options.tasks or options.test_data_path
     if path is None:
         raise MuseVError("give a task file: musev generate TASKS.yaml")
+    if options.n_cols < 1:
+        raise MuseVError(f"--n_cols must be at least 1, got {options.n_cols}")
     defaults = {name: value for name in FIELDS if (value := getattr(options, name, None)) is not None}
     targets = options.target_datas.split(",") if options.target_datas and options.target_datas != "all" else None
-    tasks = load_tasks(path, defaults=defaults, targets=targets)
     controlnets = _named_paths(options.controlnet)
-    for task in tasks:
-        check_controls(task, controlnets, options.annotators)
-    progress = TerminalProgress()
+    failures = Failures()
+    tasks = load_tasks(path, defaults=defaults, targets=targets, refuse=failures.add)
+    tasks = _with_controls(tasks, controlnets, options, failures)
     for entry in pick(load_model_table(options.base), options.sd_model_name):
         suiting = [task for task in tasks if entry.suits(style=task.style, sex=task.sex)]
-        jobs = list(_open_jobs(suiting, entry, options))
-        if jobs:
-            _run_jobs(jobs, entry, controlnets, options, progress)
-    return 0
+        jobs = _open_jobs(suiting, entry, options, failures)
+        with failures.of(f"Model {entry.name!r}"):
+            if jobs:
+                _run_jobs(jobs, entry, controlnets, options, failures)
+    if failures:
+        say(f"musev: not everything was made.\n{failures.summary}", file=sys.stderr)
+    return failures.status
+
+
+def _with_controls(
+    tasks: Sequence[Task], controlnets: Mapping[str, Path], options: argparse.Namespace, failures: Failures
+) -> list[Task]:
+    """The tasks whose ControlNets and preprocessors are there."""
+    from ..tasks.runner import check_controls
+
+    ready = []
+    for task in tasks:
+        with failures.of(f"Task {task.name!r}"):
+            check_controls(task, controlnets, options.annotators)
+            ready.append(task)
+    return ready
 
 
 def _open_jobs(
-    tasks: Sequence[Task], entry: "ModelEntry", options: argparse.Namespace
-) -> Iterator[tuple[Task, int, Path]]:
+    tasks: Sequence[Task], entry: "ModelEntry", options: argparse.Namespace, failures: Failures
+) -> list[tuple[Task, int, Path]]:
     """(task, seed, target) of every result which does not exist yet."""
+    jobs = []
+    for task in tasks:
+        with failures.of(f"Task {task.name!r}"):
+            jobs += _repeats(task, entry, options)
+    return jobs
+
+
+def _repeats(task: Task, entry: "ModelEntry", options: argparse.Namespace) -> Iterator[tuple[Task, int, Path]]:
     from ..tasks.results import output_name
 
     model = f"{options.variant or Path(options.musev).stem}-{entry.name}"
-    for task in tasks:
-        for repeat in range(task.n_repeat):
-            seed = random.randint(0, MAX_RANDOM_SEED) if task.seed is None else task.seed + repeat
-            name = output_name(task, model=model, seed=seed)
-            target = options.output_dir / f"{name}{FILE_TYPES[options.save_filetype]}"
-            if target.exists() and not options.overwrite:
-                log.info("%s exists and is skipped (--overwrite makes it anew)", target)
-            else:
-                yield task, seed, target
+    for repeat in range(task.n_repeat):
+        seed = random.randint(0, MAX_RANDOM_SEED) if task.seed is None else (task.seed + repeat) % SEEDS
+        name = output_name(task, model=model, seed=seed)
+        target = options.output_dir / f"{name}{FILE_TYPES[options.save_filetype]}"
+        if target.exists() and not options.overwrite:
+            log.info("%s exists and is skipped (--overwrite makes it anew)", target)
+        else:
+            yield task, seed, target
 
 
 def _run_jobs(
@@ -87,12 +115,15 @@ def _run_jobs(
     entry: "ModelEntry",
     controlnet_paths: Mapping[str, Path],
     options: argparse.Namespace,
-    progress: "TerminalProgress",
+    failures: Failures,
 ) -> None:
     import torch
 
     from ..loading import load_controlnet, load_pipeline
+    from ..progress import TerminalProgress
 
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    progress = TerminalProgress()
     dtype = getattr(torch, options.dtype) if options.dtype else None
     files = model_files(options, entry)
     pipeline = load_pipeline(files, device=options.device, dtype=dtype, progress=progress.loading)
@@ -102,9 +133,10 @@ def _run_jobs(
         progress.loading(f"ControlNet {name}")
         controlnets[name] = load_controlnet(controlnet_paths[name], dtype=parameter.dtype).to(parameter.device)
     scheduler = options.scheduler or ("euler" if options.lcm is None or _off(options.lcm_model_name) else "lcm")
-    options.output_dir.mkdir(parents=True, exist_ok=True)
     for task, seed, target in jobs:
-        _run_job(pipeline, task, seed, target, controlnets, scheduler, options, progress)
+        with failures.of(f"Task {task.name!r}"):
+            _run_job(pipeline, task, seed, target, controlnets, scheduler, options, progress)
+        progress.close()
 
 
 def _run_job(

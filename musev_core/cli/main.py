@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import Cancelled, MissingPackageError, MuseVError
 from .demo import add_demo
+from .failures import explain
 from .generate import add_generate
 from .models import add_models
 from .terminal import add_command, say
@@ -17,22 +17,31 @@ log = logging.getLogger("musev_core")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; the exit status is 0, 1 after an error a user can mend, 130 after Ctrl-C."""
+    """Runs the command line.
+
+    Returns:
+        The exit status: 0; 1 after an error that the user can mend; 70 after a bug; 130 after Ctrl-C. A command line
+        that cannot be understood ends in argparse's `SystemExit` of 2.
+    """
     try:
-        arguments = sys.argv[1:] if arguments is None else list(arguments)
-        if len(arguments) > 1 and arguments[0] == "train" and arguments[1].endswith((".yaml", ".yml")):
-            arguments.insert(1, "run")  # `musev train CONFIG.yaml`
-        options = _parser(arguments[0] if arguments else None).parse_args(arguments)
-        logging.basicConfig(level=options.log_level.upper(), format="%(levelname)s: %(message)s")
-        for noisy in ("httpx", "httpx2", "urllib3", "PIL", "huggingface_hub"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        return options.run(options)
-    except (MuseVError, MissingPackageError) as error:
-        say(f"musev: {error}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, Cancelled):
-        say("musev: stopped; what was finished is kept", file=sys.stderr)
-        return 130
+        return _run(sys.argv[1:] if arguments is None else list(arguments))
+    except (Exception, KeyboardInterrupt) as error:
+        failure = explain(error)
+        log.debug("where it happened:", exc_info=error)
+        say(f"musev: {failure.sentence}", file=sys.stderr)
+        return failure.status
+
+
+def _run(arguments: list[str]) -> int:
+    # before the arguments are understood, which may fail too
+    logging.basicConfig(level="DEBUG" if "--debug" in arguments else "INFO", format="%(levelname)s: %(message)s")
+    for noisy in ("httpx", "httpx2", "urllib3", "PIL", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if len(arguments) > 1 and arguments[0] == "train" and arguments[1].endswith((".yaml", ".yml")):
+        arguments.insert(1, "run")  # `musev train CONFIG.yaml`
+    options = _parser(arguments[0] if arguments else None).parse_args(arguments)
+    logging.getLogger().setLevel("DEBUG" if options.debug else options.log_level.upper())
+    return options.run(options)
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MuseVError
+from .failures import STOPPED
 from .terminal import add_command, say
 
 
@@ -60,7 +61,7 @@ def _download(options: argparse.Namespace) -> int:
             fetch(plan, starting=lambda step: say(f"{step.target} from {step.file.repo}"))
         except KeyboardInterrupt:
             say("musev: stopped; the same command goes on from here", file=sys.stderr)
-            return 130
+            return STOPPED
     kept = [step.target for step in plan if step.state is State.KEPT]
     if kept:
         raise MuseVError(

@@ -20,4 +20,5 @@ def add_command(commands: Any, name: str, run: Any, help: str, description: str 
     parser.set_defaults(run=run)
     levels = ["debug", "info", "warning", "error"]
     parser.add_argument("--log_level", type=str.lower, default="info", choices=levels, help="how much is told")
+    parser.add_argument("--debug", action="store_true", help="tell everything, with tracebacks of errors")
     return parser

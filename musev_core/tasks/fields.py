@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import MuseVError, nearest
+from ..errors import MuseVError, nearest, shown
+from ..prompt_templates import MAX_PROMPT
 from ..values import is_none, scalar
 
 
@@ -54,9 +55,11 @@ def convert(name: str, value: Any, info: FieldInfo, default: Any) -> Any:
     if default is None and is_none(value):
         return None
     result = scalar(name, value, info.kind)
+    if info.kind is str and len(result) > MAX_PROMPT:
+        raise MuseVError(f"{name}: at most {MAX_PROMPT:,} characters, got {len(result):,}.")
     if info.choices and result not in info.choices:
         wanted = ", ".join(info.choices)
-        raise MuseVError(f"{name}: expected one of {wanted}, got {value!r}.{nearest(result, info.choices)}")
+        raise MuseVError(f"{name}: expected one of {wanted}, got {shown(value)}.{nearest(result, info.choices)}")
     if not (
         (info.low is None or result >= info.low)
         and (info.above is None or result > info.above)
@@ -64,5 +67,5 @@ def convert(name: str, value: Any, info: FieldInfo, default: Any) -> Any:
     ):
         bounds = (("at least", info.low), ("above", info.above), ("at most", info.high))
         wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
-        raise MuseVError(f"{name}: expected a number {wanted}, got {value!r}.")
+        raise MuseVError(f"{name}: expected a number {wanted}, got {shown(value)}.")
     return result

@@ -1,22 +1,28 @@
 """Task files: YAML lists of tasks with references, alternatives and templates, as the original has them."""
 
-import itertools
+import logging
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..errors import MuseVError, blame, nearest
+from ..errors import MuseVError, blame, listed, nearest, shown
 from ..prompt_templates import fill_template, template_fields
-from ..values import beside, is_none, read_yaml, scalar, user_path
+from ..values import beside, is_none, scalar, user_path
+from ..yaml_file import read_yaml
+from .expansion import MAX_TASKS, count_variants, variants, with_references
 from .results import check_files, frame_size
 from .task import DEAD_PARAMETERS, FIELDS, Task
 
+log = logging.getLogger(__name__)
+
 _HARMLESS = {"context_stride": "1"}  # a dead parameter at the value existing scripts give it
 _FREE_KEYS = frozenset({"template_name", "eye_blinks_factor"})  # in the original's files even where no prompt asks
-_SIBLING = re.compile(r"\$\{\.(\w+)\}")
+_OPTIONS = {info.option: key for key, info in FIELDS.items() if info.option}
+_WORDS = frozenset(word for key in FIELDS for word in key.split("_"))  # "video", "frames": hardly notes
+_MAX_NAME = 200  # characters
 _EXAMPLE = (
     "- name: yongen\n  prompt: (masterpiece:1.2), a girl is dancing\n  condition_images: ./images/yongen.jpeg\n"
     "  refer_image: ${.condition_images}\n  motion_speed: 8.0"
@@ -28,6 +34,7 @@ def load_tasks(
     *,
     defaults: Mapping[str, Any] = MappingProxyType({}),
     targets: Sequence[str] | None = None,
+    refuse: Callable[[MuseVError], None] | None = None,
 ) -> list[Task]:
     """Read a task file: a YAML list of tasks, or a mapping with the list under `tasks` (extra.md 2.7).
 
@@ -35,12 +42,14 @@ def load_tasks(
         path: the YAML file. Relative file names in it are looked for beside it, then in the working directory.
         defaults: values for fields which a task leaves out, e.g. from the command line.
         targets: names of the tasks wanted, in any order; None for all. Only these are checked.
+        refuse: called with the error of every task that is wrong, which is left out; None: the first is raised.
 
     Raises:
-        MuseVError: the file or a task is wrong; the message names the task and the field.
+        MuseVError: the file, the defaults or the targets are wrong, or a task; the message names the task and the
+            field.
     """
     path = user_path(path)
-    return make_tasks(_read(path), folder=path.parent, defaults=defaults, targets=targets)
+    return make_tasks(_read(path), folder=path.parent, defaults=defaults, targets=targets, refuse=refuse)
 
 
 def make_tasks(
@@ -49,6 +58,7 @@ def make_tasks(
     folder: Path | None = None,
     defaults: Mapping[str, Any] = MappingProxyType({}),
     targets: Sequence[str] | None = None,
+    refuse: Callable[[MuseVError], None] | None = None,
 ) -> list[Task]:
     """Checked tasks from the mappings of a task file; see `load_tasks`.
 
@@ -56,28 +66,92 @@ def make_tasks(
     combinations, named name_1, name_2...; then `{key}` in the prompt becomes the value of that field.
     A target selects a task by its name before or after splitting.
     """
-    _check_keys(defaults, "the defaults", used=frozenset())
-    named = [(str(name), fields) for name, fields in map(_named, itertools.count(), entries)]
-    variants = [(name, *variant) for name, fields in named for variant in _alternatives(name, fields)]
-    _check_unique([name for name, _ in named])
-    _check_unique([name for _, name, _ in variants])
-    if targets is not None:
-        known = dict.fromkeys(name for base, name, _ in variants for name in (base, name))
-        targets = [target.strip() for target in targets]
-        for target in targets:
-            if target not in known:
-                raise MuseVError(
-                    f"There is no task {target!r}.{nearest(target, known)} Known tasks: {', '.join(known)}."
-                )
-        variants = [variant for variant in variants if variant[0] in targets or variant[1] in targets]
+    refuse = refuse or _raise
+    _check_keys(defaults, "the defaults", used=None)
     tasks = []
-    for _, name, fields in variants:
-        with blame(f"Task {name!r}"):
-            tasks.append(_build(name, fields, defaults, folder))
+    idle: dict[str, None] = {}  # keys, in order
+    for draft in _drafts(entries, targets, refuse):
+        try:
+            with blame(f"Task {draft.name!r}"):
+                tasks.append(_build(draft, defaults, folder, idle))
+        except MuseVError as error:
+            refuse(error)
+    if idle:
+        log.warning("without effect, since they are neither fields nor {words} of a prompt: %s", listed(idle))
     return tasks
 
 
-def _build(name: str, fields: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path | None) -> Task:
+def _raise(error: MuseVError) -> None:
+    raise error
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A task to be: its values as they were written, and the keys which others refer to."""
+
+    name: str
+    fields: Mapping[str, Any]
+    used: Set[str]
+
+
+def _drafts(
+    entries: Sequence[Any], targets: Sequence[str] | None, refuse: Callable[[MuseVError], None]
+) -> list[_Draft]:
+    """The tasks wanted, after splitting."""
+    if len(entries) > MAX_TASKS:
+        raise MuseVError(f"A file may hold {MAX_TASKS:,} tasks, got {len(entries):,}.")
+    groups: dict[str, list[_Draft]] = {}
+    errors: dict[str, MuseVError] = {}
+    names: dict[str, None] = {}  # before and after splitting, in order
+    left = MAX_TASKS
+    for index, entry in enumerate(entries):
+        base = str(index)
+        try:
+            base, fields = _named(index, entry)
+            with blame(f"Task {base!r}"):
+                if base in groups:
+                    raise MuseVError("name: two tasks are called so; every task needs a name of its own.")
+                group = _split(base, fields, left)
+                if taken := next((draft.name for draft in group if draft.name in names), None):
+                    raise MuseVError(f"name: another task is called {taken!r}; every task needs a name of its own.")
+        except MuseVError as error:
+            errors[base] = error
+        else:
+            groups[base] = group
+            left -= len(group)
+            names |= dict.fromkeys([base, *(draft.name for draft in group)])
+    wanted = None if targets is None else [target.strip() for target in targets]
+    for target in wanted or ():
+        if target not in names and not any(target == base or target.startswith(f"{base}_") for base in errors):
+            raise MuseVError(f"There is no task {shown(target)}.{nearest(target, names)} Known tasks: {listed(names)}.")
+    for base, error in errors.items():
+        if wanted is None or any(target == base or target.startswith(f"{base}_") for target in wanted):
+            refuse(error)
+    return [
+        draft
+        for base, group in groups.items()
+        for draft in group
+        if wanted is None or base in wanted or draft.name in wanted
+    ]
+
+
+def _split(name: str, fields: dict[str, Any], most: int) -> list[_Draft]:
+    """One task per combination of alternatives, at most so many."""
+    resolved, used = with_references(fields | {"name": name})
+    del resolved["name"]
+    count = count_variants(resolved)
+    if count > most:
+        split = [f"{key} {value.count('|') + 1}" for key, value in resolved.items() if "|" in str(value)]
+        raise MuseVError(
+            f"the alternatives (x|y) make {count:,} tasks ({listed(split, 8)}), and a file may hold {MAX_TASKS:,}."
+        )
+    return [
+        _Draft(name if count == 1 else f"{name}_{i}", variant, used) for i, variant in enumerate(variants(resolved), 1)
+    ]
+
+
+def _build(draft: _Draft, defaults: Mapping[str, Any], folder: Path | None, idle: dict[str, None]) -> Task:
+    fields = draft.fields
     values: dict[str, Any] = {key: value for key, value in defaults.items() if value is not None}
     for key, value in fields.items():
         template_word = key not in FIELDS and key not in DEAD_PARAMETERS
@@ -86,8 +160,8 @@ def _build(name: str, fields: Mapping[str, Any], defaults: Mapping[str, Any], fo
     if "prompt" not in values:
         raise MuseVError("prompt: missing; every task needs one (it may be empty: prompt: '').")
     prompt = scalar("prompt", values["prompt"], str)
-    _check_keys(values, "the task", used=template_fields(prompt))
-    values["name"] = name
+    idle |= dict.fromkeys(_check_keys(values, "the task", used=template_fields(prompt) | draft.used))
+    values["name"] = draft.name
     values["prompt"] = fill_template(prompt, {**fields, **values})
     task = Task(**{key: value for key, value in values.items() if key in FIELDS})
     check_files(task)
@@ -108,69 +182,43 @@ def _located(value: Any, folder: Path | None) -> Any:
     return beside(folder, value)
 
 
-def _check_keys(values: Mapping[str, Any], where: str, *, used: frozenset[str]) -> None:
+def _check_keys(values: Mapping[str, Any], where: str, *, used: Set[str] | None) -> list[str]:
+    """The keys of the user's own that nothing uses; one that may be a misspelt field is an error.
+
+    `used` are the keys which prompts and references use; None: there can be none of the user's own.
+    """
+    idle = []
     for key, value in values.items():
+        if key in FIELDS or key in _FREE_KEYS or key in (used or ()):
+            continue
         if key in DEAD_PARAMETERS:
             if value is not None and str(value) != _HARMLESS.get(key):
                 raise MuseVError(f"{key}: no longer a parameter in {where}: {DEAD_PARAMETERS[key]}.")
-        elif key not in FIELDS and key not in used and key not in _FREE_KEYS:
+            continue
+        if key in _OPTIONS:
+            raise MuseVError(f"{key}: a name of the command line; in {where} it is {_OPTIONS[key]}.")
+        misspelt = key in _WORDS or nearest(key, FIELDS, cutoff=0.75)
+        if misspelt or used is None:
             raise MuseVError(
-                f"{key}: unknown field in {where}, and no {{{key}}} in the prompt uses it.{nearest(str(key), FIELDS)}"
+                f"{key}: unknown field in {where}, and no {{{key}}} in the prompt uses it.{nearest(key, FIELDS)}"
+                + (" A note of your own needs a name less like a field's." if misspelt else "")
             )
+        idle.append(key)
+    return idle
 
 
 def _named(index: int, entry: Any) -> tuple[str, dict[str, Any]]:
     if not isinstance(entry, Mapping):
         raise MuseVError(
-            f"Task {index}: expected a mapping of fields, got {entry!r}. A task looks like this:\n{_EXAMPLE}"
+            f"Task {index}: expected a mapping of fields, got {shown(entry)}. A task looks like this:\n{_EXAMPLE}"
         )
     fields = {str(key): value for key, value in entry.items()}
     name = fields.pop("name", None)
-    return str(index if name is None else name).strip(), fields
-
-
-def _check_unique(names: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise MuseVError(f"Task {name!r}: name: two tasks are called so; every task needs a name of its own.")
-        seen.add(name)
-
-
-def _alternatives(name: str, fields: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    with blame(f"Task {name!r}"):
-        resolved = {key: _interpolate(value, fields | {"name": name}, (key,)) for key, value in fields.items()}
-    choices = [
-        [part.strip() for part in value.split("|")] if isinstance(value, str) and "|" in value else [value]
-        for value in resolved.values()
-    ]
-    variants = [dict(zip(resolved, values, strict=True)) for values in itertools.product(*choices)]
-    return [(name if len(variants) == 1 else f"{name}_{i}", variant) for i, variant in enumerate(variants, 1)]
-
-
-def _interpolate(value: Any, fields: Mapping[str, Any], trail: tuple[str, ...]) -> Any:
-    """`value` with every `${.key}` replaced by the sibling field; `trail` are the keys being resolved."""
-    if isinstance(value, list):
-        return [_interpolate(item, fields, trail) for item in value]
-    if not isinstance(value, str) or "${" not in value:
-        return value
-
-    def sibling(match: re.Match[str]) -> Any:
-        key = match[1]
-        if key in trail:
-            raise MuseVError(f"{trail[0]}: the references {' -> '.join((*trail, key))} go round in a circle.")
-        if key not in fields:
-            raise MuseVError(
-                f"{trail[0]}: {match[0]} refers to a field which this task does not have.{nearest(key, fields)}"
-            )
-        return _interpolate(fields[key], fields, (*trail, key))
-
-    if whole := _SIBLING.fullmatch(value.strip()):
-        return sibling(whole)
-    result = _SIBLING.sub(lambda match: str(sibling(match)), value)
-    if "${" in result:
-        raise MuseVError(f"{trail[0]}: expected a reference like ${{.condition_images}}, got {value!r}.")
-    return result
+    with blame(f"Task {index}"):
+        name = str(index) if name is None else scalar("name", name, str).strip()
+        if len(name) > _MAX_NAME:
+            raise MuseVError(f"name: at most {_MAX_NAME} characters, got {len(name)}: {shown(name, 40)}.")
+    return name, fields
 
 
 def _read(path: Path) -> list[Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MuseVError, nearest
-from ..values import beside, read_yaml, scalar, user_path
+from ..values import beside, scalar, user_path
 from ..weights.lora_blocks import LORA_BLOCK_PRESETS, block_factors
+from ..yaml_file import read_yaml
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 
@@ -57,7 +58,7 @@ def load_model_table(path: str | os.PathLike[str]) -> dict[str, ModelEntry]:
     """
     path = user_path(path)
     suffix = path.suffix.lower()
-    if not path.exists():
+    if not os.path.exists(path):
         raise MuseVError(f"There is no model table, model or folder {path} (working directory: {Path.cwd()}).")
     if path.is_dir():
         return _from_folder(path)
@@ -88,7 +89,7 @@ def pick(table: Mapping[str, ModelEntry], names: str) -> list[ModelEntry]:
     entries = [table[name] for name in dict.fromkeys(wanted)]
     for entry in entries:
         for what, file in (("path", entry.path), *(("loras", lora.path) for lora in entry.loras)):
-            if not file.exists():
+            if not os.path.exists(file):
                 raise MuseVError(
                     f"Model {entry.name!r}: {what}: {file} does not exist (working directory: {Path.cwd()})."
                 )

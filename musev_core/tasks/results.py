@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from base64 import b32encode
@@ -80,7 +81,7 @@ def check_files(task: "Task") -> None:
     """Raise MuseVError for a picture or video of the task that is not there."""
     with blame(f"Task {task.name!r}"):
         for key, path in _files(task):
-            if not path.is_file():
+            if not os.path.isfile(path):  # which also says no to names that no file can have
                 raise MuseVError(
                     f"{key}: the file {path} does not exist. Relative names are looked for beside the task file, "
                     f"then in {Path.cwd()}."

@@ -136,7 +136,7 @@ def check_controls(task: Task, controlnets: Iterable[str], annotators: Sequence[
     for name in task.controlnet_name:
         if name not in known:
             raise MuseVError(
-                f"task {task.name!r} names the ControlNet {name!r}; say where it is with --controlnet {name}=PATH"
+                f"controlnet_name: say where the ControlNet {name!r} is with --controlnet {name}=PATH"
                 + (f" (given: {', '.join(known)})" if known else "")
             )
         if not task.video_is_middle:

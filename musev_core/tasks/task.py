@@ -9,6 +9,7 @@ from types import MappingProxyType
 from ..config import FUSIONS, GUIDANCE_METHODS, NOISE_TYPES, SCHEDULES
 from ..errors import blame
 from ..prompts import negative_prompt
+from ..values import SEEDS
 from .checks import check_together
 from .fields import FieldInfo, convert, field, field_infos
 
@@ -157,7 +158,7 @@ class Task:
         int,
         "Seed of all random numbers; default: a new one for every repeat.",
         low=0,
-        high=2**64 - 1,
+        high=SEEDS - 1,
         affects_result=False,
     )
     n_repeat: int = field(1, int, "How often the task is run, with different seeds.", low=1, affects_result=False)

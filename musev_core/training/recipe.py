@@ -8,7 +8,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..config import VARIANTS
 from ..errors import MuseVError, nearest
-from ..values import beside, is_none, read_yaml, scalar, user_path
+from ..values import beside, is_none, scalar, user_path
+from ..yaml_file import read_yaml
 from .clip_sampling import ClipRule
 from .diffusion import DiffusionOptions
 from .options import TrainOptions
