@@ -6,7 +6,7 @@ first frame if none is given, then one or several shots which continue each othe
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from .images import match_histograms
 from .models.compilation import compile_network
 from .models.conditions import ClipConditions
 from .text import encode_prompts
+
+if TYPE_CHECKING:
+    from .shots import ShotRunner
 
 
 @dataclass(frozen=True)
@@ -519,9 +522,16 @@ class MuseVPipeline:
         self, request: VideoRequest, *, generator: torch.Generator | None = None, observer: Observer | None = None
     ) -> VideoResult:
         """Makes the video of a request, see `__call__`."""
+        return self.plan(request, generator=generator, observer=observer).run()
+
+    @torch.no_grad()
+    def plan(
+        self, request: VideoRequest, *, generator: torch.Generator | None = None, observer: Observer | None = None
+    ) -> "ShotRunner":
+        """The checked request with all its control maps, to be `run`; see `__call__`."""
         from .shots import ShotRunner
 
-        return ShotRunner(self, request, generator, observer or Observer()).run()
+        return ShotRunner(self, request, generator, observer or Observer())
 
 
 def _prompt_tokens(encoder: Any, tokens: Callable[[Tensor], Tensor], pictures: Tensor, guided: bool) -> Tensor:

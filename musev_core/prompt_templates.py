@@ -100,18 +100,18 @@ def fill_template(prompt: str, fields: Mapping[str, Any]) -> str:
 def _words(name: str, value: Any) -> str:
     if name == "insight_face":
         return _faces(value)
-    parts = _parts(value)
-    if not parts and name in _DRAWN:
+    words = parts(value)
+    if not words and name in _DRAWN:
         return Random(name).choice(_DRAWN[name])  # the same in every run, so that a result can be found again
-    return ", ".join(map(_RULES.get(name, str), parts))
+    return ", ".join(map(_RULES.get(name, str), words))
 
 
-def _parts(value: Any) -> list[str]:
+def parts(value: Any) -> list[str]:
     """The non-empty members of a comma list, trimmed."""
     if value is None:
         return []
     if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)):
-        return [part for member in value for part in _parts(member)]
+        return [part for member in value for part in parts(member)]
     return [part for part in map(str.strip, str(value).split(",")) if part]
 
 
@@ -135,7 +135,7 @@ def _faces(value: Any) -> str:
 
     Gender 0 is female; `ratio` is the face's share of the picture, small ones do not count.
     """
-    if not _parts(value):
+    if not parts(value):
         return ""
     try:
         found = json.loads(value) if isinstance(value, str) else value

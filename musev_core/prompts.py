@@ -12,7 +12,7 @@ _V5 = (
     "nipples, extra fingers, (extra legs), (long neck), mutated hands, (fused fingers), (too many fingers)"
 )
 
-# extra.md 2.9, to the letter; badhandv4 and the like are textual inversions (text.add_textual_inversions)
+# extra.md 2.9, to the letter
 NEGATIVE_PROMPTS: dict[str, str] = {
     "Empty": "",
     "V1": (
@@ -25,6 +25,9 @@ NEGATIVE_PROMPTS: dict[str, str] = {
     "V4": "badhandv4,ng_deepnegative_v1_75t,EasyNegativeV2,bad_prompt_version2-neg,bad quality",
     "V5": _V5,
 }
+
+# what presets name as words, and `musev models download embeddings` fetches
+NEGATIVE_EMBEDDINGS = ("badhandv4", "ng_deepnegative_v1_75t", "EasyNegativeV2", "bad_prompt_version2-neg")
 
 EMPHASIS = 1.1  # of one pair of round brackets; square brackets divide by it
 

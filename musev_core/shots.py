@@ -203,6 +203,20 @@ class ShotRunner:
             maps = self._with_condition(first, maps)
         return self._cut(maps, "a control video").permute(0, 3, 1, 2)
 
+    def source(self) -> Tensor | None:
+        """Driving frames `(timeline, height, width, 3)` in 0..1 as one sees them; None without a driving video.
+
+        The condition frames stand where the driving video does not show them.
+        """
+        r = self.request
+        given = r.video if r.video is not None else next((control.frames for control in r.controls), None)
+        if given is None:
+            return None
+        frames = fit_video(given, self.height, self.width, legacy=r.legacy_fit) / 255
+        if self.image is not None and not r.video_has_condition:
+            frames = self._with_condition(self.image / 255, frames)
+        return frames[: self._timeline]
+
     def _maps(self, control: "ControlInput", frames: Tensor) -> Tensor:
         fitted = fit_video(frames, self.height, self.width, legacy=self.request.legacy_fit)
         if control.preprocessor is None:
@@ -237,6 +251,7 @@ class ShotRunner:
 
     # ------------------------------------------------------------------------------------------ the work
 
+    @torch.no_grad()
     def run(self) -> "VideoResult":
         """The whole video."""
         from .pipeline import VideoResult

@@ -9,7 +9,7 @@ from support import published
 
 from musev_core.cli import main
 from musev_core.images import load_image, save_image
-from musev_core.tasks.task import DEAD_PARAMETERS
+from musev_core.tasks.dead import DEAD_PARAMETERS
 from musev_core.video import read_video, write_video
 from musev_core.weights.published import PUBLISHED
 
@@ -137,7 +137,7 @@ def test_pictures_for_networks_that_were_left_out_are_not_used_and_named(disk, t
     left_out = ("--referencenet_model_name", "None", "--ip_adapter_model_name", "None")
     # the ReferenceNet beside the UNet is left out as well as the image prompt
     assert run(disk, tmp_path, image_task(disk, pictures), *left_out) == 0
-    assert "reference_image is not used" in caplog.text and "image_prompt is not used" in caplog.text
+    assert "refer_image is not used" in caplog.text and "ipadapter_image is not used" in caplog.text
     assert len(results(tmp_path)) == 1
 
 

@@ -10,9 +10,10 @@ from support.task_inputs import write_inputs
 
 from musev_core.errors import MuseVError
 from musev_core.prompts import negative_prompt
+from musev_core.tasks.dead import DEAD_PARAMETERS
 from musev_core.tasks.files import load_tasks, make_tasks
 from musev_core.tasks.results import frame_size
-from musev_core.tasks.task import DEAD_PARAMETERS, FIELDS, Task
+from musev_core.tasks.task import FIELDS, Task
 
 SIZE: dict[str, Any] = {"height": 128, "width": 64}
 
@@ -124,6 +125,16 @@ def test_alternatives_become_all_combinations(folder):
         ("girl_4", "singing", (folder / "b.png",)),
     ]
     assert tasks[4].name == "boy"
+
+
+def test_every_style_of_render_makes_a_task():
+    entry = {"name": "x", "prompt": "a, {render}", **SIZE}
+    for render in ("HD, Digital", ["HD", "Digital"], "HD|Digital"):
+        tasks = make_tasks([{**entry, "render": render}])
+        assert [task.name for task in tasks] == ["x_1", "x_2"]
+        assert tasks[0].prompt == "a, 8k, highly detailed" and "digital art" in tasks[1].prompt
+    (task,) = make_tasks([{**entry, "render": "HD,"}])
+    assert (task.name, task.prompt) == ("x", "a, 8k, highly detailed")
 
 
 def test_alternatives_of_numbers_presets_and_template_words(folder):

@@ -3,20 +3,23 @@
 import argparse
 import logging
 import random
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MuseVError
+from ..prompts import NEGATIVE_EMBEDDINGS
 from ..tasks.task import FIELDS, Task
 from ..values import SEEDS
+from ..weights.downloaded import fetch_it
 from .failures import Failures
 from .generate_options import FILE_TYPES, add_arguments
+from .model_choice import ModelChoice
 from .terminal import add_command, say
 
 if TYPE_CHECKING:
-    from ..loading import LoraFile, ModelFiles
     from ..pipeline import MuseVPipeline
     from ..progress import TerminalProgress
     from ..tasks.model_table import ModelEntry
@@ -47,7 +50,6 @@ def generate(options: argparse.Namespace) -> int:
     A task or model that fails does not end the others: it is named when that happens and at the end.
     """
     from ..tasks.files import load_tasks
-    from ..tasks.model_table import load_model_table, pick
 
     path = options.tasks or options.test_data_path
     if path is None:
@@ -56,53 +58,67 @@ def generate(options: argparse.Namespace) -> int:
         raise MuseVError(f"--n_cols must be at least 1, got {options.n_cols}")
     defaults = {name: value for name in FIELDS if (value := getattr(options, name, None)) is not None}
     targets = options.target_datas.split(",") if options.target_datas and options.target_datas != "all" else None
-    controlnets = _named_paths(options.controlnet)
+    choice = ModelChoice(options)
+    choice.check_effect(defaults)
     failures = Failures()
-    tasks = load_tasks(path, defaults=defaults, targets=targets, refuse=failures.add)
-    tasks = _with_controls(tasks, controlnets, options, failures)
-    for entry in pick(load_model_table(options.base), options.sd_model_name):
+    tasks = load_tasks(path, defaults=defaults, targets=targets, refuse=failures.add, unused=choice.unused())
+    tasks = _with_controls(tasks, choice, failures)
+    _warn_of_embeddings(tasks, choice)
+    for entry in choice.entries():
         suiting = [task for task in tasks if entry.suits(style=task.style, sex=task.sex)]
-        jobs = _open_jobs(suiting, entry, options, failures)
+        jobs = _open_jobs(suiting, entry, choice, options, failures)
         with failures.of(f"Model {entry.name!r}"):
             if jobs:
-                _run_jobs(jobs, entry, controlnets, options, failures)
+                _run_jobs(jobs, entry, choice, options, failures)
     if failures:
         say(f"musev: not everything was made.\n{failures.summary}", file=sys.stderr)
     return failures.status
 
 
-def _with_controls(
-    tasks: Sequence[Task], controlnets: Mapping[str, Path], options: argparse.Namespace, failures: Failures
-) -> list[Task]:
+def _with_controls(tasks: Sequence[Task], choice: ModelChoice, failures: Failures) -> list[Task]:
     """The tasks whose ControlNets and preprocessors are there."""
     from ..tasks.runner import check_controls
 
     ready = []
     for task in tasks:
         with failures.of(f"Task {task.name!r}"):
-            check_controls(task, controlnets, options.annotators)
+            check_controls(task, choice.controlnets(task.controlnet_name), choice.annotators)
             ready.append(task)
     return ready
 
 
+def _warn_of_embeddings(tasks: Sequence[Task], choice: ModelChoice) -> None:
+    texts = [text for task in tasks for text in (task.negative_prompt, task.video_negative_prompt)]
+    named = [name for name in NEGATIVE_EMBEDDINGS if any(re.search(rf"\b{name}\b", text, re.I) for text in texts)]
+    missing = [name for name in named if name.lower() not in choice.embedding_names()]
+    if missing:
+        log.warning(
+            "the negative prompts name the embeddings %s, which are not there and count as plain words. %s",
+            ", ".join(missing),
+            fetch_it(choice.root, "embeddings"),
+        )
+
+
 def _open_jobs(
-    tasks: Sequence[Task], entry: "ModelEntry", options: argparse.Namespace, failures: Failures
+    tasks: Sequence[Task], entry: "ModelEntry", choice: ModelChoice, options: argparse.Namespace, failures: Failures
 ) -> list[tuple[Task, int, Path]]:
     """(task, seed, target) of every result which does not exist yet."""
     jobs = []
     for task in tasks:
         with failures.of(f"Task {task.name!r}"):
-            jobs += _repeats(task, entry, options)
+            jobs += _repeats(task, entry, choice, options)
     return jobs
 
 
-def _repeats(task: Task, entry: "ModelEntry", options: argparse.Namespace) -> Iterator[tuple[Task, int, Path]]:
+def _repeats(
+    task: Task, entry: "ModelEntry", choice: ModelChoice, options: argparse.Namespace
+) -> Iterator[tuple[Task, int, Path]]:
     from ..tasks.results import output_name
 
-    model = f"{options.variant or Path(options.musev).stem}-{entry.name}"
+    model, networks = f"{choice.variant or choice.musev.stem}-{entry.name}", choice.facts(entry)
     for repeat in range(task.n_repeat):
         seed = random.randint(0, MAX_RANDOM_SEED) if task.seed is None else (task.seed + repeat) % SEEDS
-        name = output_name(task, model=model, seed=seed)
+        name = output_name(task, model=model, seed=seed, networks=networks)
         target = options.output_dir / f"{name}{FILE_TYPES[options.save_filetype]}"
         if target.exists() and not options.overwrite:
             log.info("%s exists and is skipped (--overwrite makes it anew)", target)
@@ -113,7 +129,7 @@ def _repeats(task: Task, entry: "ModelEntry", options: argparse.Namespace) -> It
 def _run_jobs(
     jobs: Sequence[tuple[Task, int, Path]],
     entry: "ModelEntry",
-    controlnet_paths: Mapping[str, Path],
+    choice: ModelChoice,
     options: argparse.Namespace,
     failures: Failures,
 ) -> None:
@@ -125,17 +141,15 @@ def _run_jobs(
     options.output_dir.mkdir(parents=True, exist_ok=True)
     progress = TerminalProgress()
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    files = model_files(options, entry)
-    pipeline = load_pipeline(files, device=options.device, dtype=dtype, progress=progress.loading)
+    pipeline = load_pipeline(choice.files(entry), device=options.device, dtype=dtype, progress=progress.loading)
     parameter = next(pipeline.unet.parameters())
     controlnets = {}
-    for name in sorted({name for task, _, _ in jobs for name in task.controlnet_name}):
+    for name, path in choice.controlnets(sorted({x for task, _, _ in jobs for x in task.controlnet_name})).items():
         progress.loading(f"ControlNet {name}")
-        controlnets[name] = load_controlnet(controlnet_paths[name], dtype=parameter.dtype).to(parameter.device)
-    scheduler = options.scheduler or ("euler" if options.lcm is None or _off(options.lcm_model_name) else "lcm")
+        controlnets[name] = load_controlnet(path, dtype=parameter.dtype).to(parameter.device)
     for task, seed, target in jobs:
         with failures.of(f"Task {task.name!r}"):
-            _run_job(pipeline, task, seed, target, controlnets, scheduler, options, progress)
+            _run_job(pipeline, task, seed, target, controlnets, choice, options, progress)
         progress.close()
 
 
@@ -145,7 +159,7 @@ def _run_job(
     seed: int,
     target: Path,
     controlnets: Mapping[str, Any],
-    scheduler: str,
+    choice: ModelChoice,
     options: argparse.Namespace,
     progress: "TerminalProgress",
 ) -> None:
@@ -158,16 +172,17 @@ def _run_job(
     request = video_request(
         task,
         controlnets=controlnets,
-        annotators=options.annotators,
+        annotators=choice.annotators,
         device=pipeline.device,
-        scheduler=scheduler,
+        scheduler=choice.scheduler,
     )
     request = without_unused_pictures(request, pipeline.picture_networks())
     steps = {"first frame": request.first_frame.num_steps, "video": request.sampling.num_steps}
     generator = torch.Generator().manual_seed(seed)
-    result = pipeline.generate(request, generator=generator, observer=progress.observer(steps))
+    shots = pipeline.plan(request, generator=generator, observer=progress.observer(steps))
+    result = shots.run()
     frames = progress.writing(
-        result_frames(task, request, result, n_cols=options.n_cols, write_info=options.write_info), len(result)
+        result_frames(task, shots, result, n_cols=options.n_cols, write_info=options.write_info), len(result)
     )
     writers = [VideoWriter(target, fps=task.fps, overwrite=options.overwrite)]
     if options.save_images and target.suffix:
@@ -183,69 +198,3 @@ def _run_job(
     for writer in writers:
         writer.close()
     sys.stdout.write(f"{writers[0].path}\n")
-
-
-def _off(name: str | None) -> bool:
-    """The original switches an optional network off by the name "None"."""
-    return name is not None and name.lower() == "none"
-
-
-def model_files(options: argparse.Namespace, entry: "ModelEntry") -> "ModelFiles":
-    """The files which the options name."""
-    from ..loading import LoraFile, ModelFiles
-
-    def optional(path: str | None, name: str | None) -> str | None:
-        return None if _off(name) else path
-
-    loras = [LoraFile(lora.path, lora.strength + lora.strength_offset, lora.lora_block_weight) for lora in entry.loras]
-    loras += [_lora(text) for text in options.lora]
-    lcm = optional(options.lcm, options.lcm_model_name)
-    if lcm is not None:
-        path = Path(lcm)
-        loras.append(LoraFile(path / "pytorch_lora_weights.safetensors" if path.is_dir() else path))
-    return ModelFiles(
-        musev=_musev(options.musev, options.variant),
-        base=entry.path,
-        variant=options.variant,
-        vae=options.vae,
-        tokenizer=options.tokenizer,
-        reference_net=optional(options.referencenet, options.referencenet_model_name),
-        image_projection=optional(options.image_projection, options.ip_adapter_model_name),
-        image_encoder=options.image_encoder,
-        ip_adapter=options.ip_adapter,
-        face_adapter=optional(options.face_adapter, options.ip_adapter_face_model_name),
-        face_models=options.face_models,
-        loras=loras,
-        embeddings=options.embeddings,
-        use_reference_net=not _off(options.referencenet_model_name),
-        use_image_prompt=not _off(options.ip_adapter_model_name),
-    )
-
-
-def _musev(path: str, variant: str | None) -> Path:
-    """The folder or file of MuseV's weights; a table is looked up."""
-    from ..tasks.model_table import load_model_table, pick
-
-    if Path(path).suffix.lower() in (".py", ".yaml", ".yml"):
-        return pick(load_model_table(path), variant or "all")[0].path
-    return Path(path)
-
-
-def _lora(text: str) -> "LoraFile":
-    from ..loading import LoraFile
-
-    path, _, strength = text.rpartition(":")
-    try:
-        return LoraFile(path, float(strength)) if path else LoraFile(text)
-    except ValueError:  # a colon of the path itself
-        return LoraFile(text)
-
-
-def _named_paths(texts: Sequence[str]) -> dict[str, Path]:
-    named = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not equals or not name or not path:
-            raise MuseVError(f"--controlnet takes NAME=PATH, for example canny=control_v11p_sd15_canny; got {text!r}")
-        named[name] = Path(path)
-    return named

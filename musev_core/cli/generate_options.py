@@ -1,11 +1,14 @@
 """The options of `musev generate`: the original's names (extra.md 2.8) and ours."""
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
-from ..errors import MuseVError
-from ..tasks.task import DEAD_PARAMETERS, FIELDS
+from ..tasks.dead import DEAD_PARAMETERS, refuse_dead
+from ..tasks.task import FIELDS, Task
+
+log = logging.getLogger(__name__)
 
 FILE_TYPES = {"mp4": ".mp4", "gif": ".gif", "webp": ".webp", "images": ""}
 DTYPES = ("float32", "float16", "bfloat16")
@@ -20,54 +23,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model_arguments(parser.add_argument_group("models"))
     _add_output_arguments(parser.add_argument_group("results"))
     _add_task_arguments(parser.add_argument_group("videos (defaults for tasks which do not say otherwise)"))
-    for name, hint in {**DEAD_PARAMETERS, **_DEAD_MODEL_OPTIONS}.items():
-        parser.add_argument(f"--{name}", action=_Dead, nargs="*", hint=hint, help=argparse.SUPPRESS)
-
-
-_DEAD_MODEL_OPTIONS = {
-    "cross_attention_dim": "it is read from the weights; leave it out",
-}
+    for name in DEAD_PARAMETERS:
+        parser.add_argument(f"--{name}", action=_Dead, nargs="*", help=argparse.SUPPRESS)
 
 
 class _Dead(argparse.Action):
     """An option of the original which never worked: named, with what to use instead."""
 
-    def __init__(self, *, hint: str, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.hint = hint
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        refuse_dead(self.dest, " ".join(values), "of the command line")
+
+
+class _OnByDefault(argparse.BooleanOptionalAction):
+    """A switch which the original turns *off* by naming it."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
-        if option_string == "--context_stride" and values == ["1"]:
-            return
-        raise MuseVError(f"{option_string} does nothing: {self.hint}")
+        super().__call__(parser, namespace, values, option_string)
+        if getattr(namespace, self.dest):
+            log.warning(
+                "%s turns this on, as its name says; in the original the same switch turned it off. Write --no-%s "
+                "for that",
+                option_string,
+                self.dest,
+            )
 
 
 def _add_model_arguments(group: Any) -> None:
     group.add_argument(
-        "--musev", "--unet_model_cfg_path", dest="musev", default="checkpoints/motion",
-        help="MuseV's weights: a folder of models, one model's folder, a UNet file, or a YAML table",
+        "--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR",
+        help="where `musev models download --layout original` has put things: what is only named is looked for there",
+    )  # fmt: skip
+    group.add_argument(
+        "--musev", "--unet_model_cfg_path", dest="musev", default=None,
+        help="MuseV's weights: a folder of models, one model's folder, a UNet file, or a YAML table; default: motion "
+        "in --checkpoints",
     )  # fmt: skip
     group.add_argument(
         "--variant", "--unet_model_name", dest="variant", default=None,
         help="musev, musev_referencenet or musev_referencenet_pose; default: the only one there is",
     )  # fmt: skip
     group.add_argument(
-        "--base", "--sd_model_cfg_path", dest="base", default="checkpoints/t2i/sd1.5",
-        help="Stable Diffusion 1.5: a diffusers folder, a checkpoint file, a folder of models, or a YAML table",
+        "--base", "--sd_model_cfg_path", dest="base", default=None,
+        help="Stable Diffusion 1.5: a diffusers folder, a checkpoint file, a folder of models, or a YAML table; "
+        "default: t2i/sd1.5 in --checkpoints",
     )  # fmt: skip
     group.add_argument("--sd_model_name", default="all", help="which of several base models, a comma list")
-    group.add_argument("--vae", "--vae_model_path", dest="vae", default=None, help="another VAE than the base model's")
+    group.add_argument(
+        "--vae", "--vae_model_path", dest="vae", default=None,
+        help="another VAE than the base model's; default: sd-vae-ft-mse if it is in --checkpoints, else the base "
+        "model's own, which None asks for",
+    )  # fmt: skip
     group.add_argument("--tokenizer", default=None, help="CLIP tokenizer folder, for single-file base models")
     group.add_argument(
         "--referencenet", "--referencenet_model_cfg_path", dest="referencenet", default=None,
         help="ReferenceNet; default: the one beside the UNet",
     )  # fmt: skip
-    group.add_argument("--referencenet_model_name", default=None, help="None: run without ReferenceNet")
+    group.add_argument(
+        "--referencenet_model_name", default=None, help="which in --musev; None: run without ReferenceNet"
+    )
     group.add_argument(
         "--image_projection", "--ip_adapter_model_cfg_path", dest="image_projection", default=None,
         help="MuseV's image projection; default: the one beside the UNet",
     )  # fmt: skip
-    group.add_argument("--ip_adapter_model_name", default=None, help="None: run without image prompt")
+    group.add_argument(
+        "--ip_adapter_model_name", default=None,
+        help="whose image projection: a MuseV model's, or IPAdapter, IPAdapterPlus, IPAdapterPlus-face; None: run "
+        "without image prompt",
+    )  # fmt: skip
     group.add_argument(
         "--image_encoder", "--vision_clip_model_path", dest="image_encoder", default=None,
         help="folder of CLIP ViT-H; without it there is no image prompt",
@@ -80,23 +102,28 @@ def _add_model_arguments(group: Any) -> None:
         "--face_adapter", "--ip_adapter_face_model_cfg_path", dest="face_adapter", default=None,
         help="ip-adapter-faceid_sd15, keeps the face of face_image",
     )  # fmt: skip
-    group.add_argument("--ip_adapter_face_model_name", default=None, help="None: run without FaceID")
+    group.add_argument("--ip_adapter_face_model_name", default=None, help="IPAdapterFaceID; None: run without FaceID")
     group.add_argument("--face_models", default=None, help="folder with insightface's models/buffalo_l, for FaceID")
     group.add_argument(
         "--lcm", "--lcm_model_cfg_path", dest="lcm", default=None, help="LCM LoRA: few steps (4 to 8), little guidance"
     )
-    group.add_argument("--lcm_model_name", default=None, help="None: run without LCM")
+    group.add_argument("--lcm_model_name", default=None, help="lcm; None: run without LCM")
     group.add_argument(
         "--lora", action="append", default=[], metavar="PATH[:STRENGTH]", help="merge a LoRA; repeatable"
     )
-    group.add_argument("--embeddings", action="append", default=[], help="textual inversion file or folder; repeatable")
+    group.add_argument(
+        "--embeddings", action="append", default=[], metavar="PATH",
+        help="textual inversion file or folder, beside those in --checkpoints; repeatable",
+    )  # fmt: skip
     group.add_argument(
         "--controlnet", action="append", default=[], metavar="NAME=PATH",
-        help="where the ControlNet for a preprocessor is, e.g. canny=control_v11p_sd15_canny; repeatable",
+        help="where the ControlNet for a preprocessor is, if not in --checkpoints, e.g. "
+        "canny=control_v11p_sd15_canny; repeatable",
     )  # fmt: skip
     group.add_argument(
         "--annotators", action="append", default=[], metavar="DIR",
-        help="folder with weights of control preprocessors (musev models download preprocessor_NAME); repeatable",
+        help="folder with weights of control preprocessors (musev models download preprocessor_NAME), beside those in "
+        "--checkpoints; repeatable",
     )  # fmt: skip
     group.add_argument(
         "--scheduler", default=None, help="euler, euler_leading, ddim or lcm; default: euler, lcm with --lcm"
@@ -120,6 +147,7 @@ def _add_task_arguments(group: Any) -> None:
             continue
         flags = [f"--{name}"] + ([f"--{info.option}"] if info.option and info.option != name else [])
         if info.kind is bool:
-            group.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=info.help)
+            action = _OnByDefault if getattr(Task, name) else argparse.BooleanOptionalAction
+            group.add_argument(*flags, dest=name, action=action, default=None, help=info.help)
         else:
             group.add_argument(*flags, dest=name, default=None, metavar=info.kind.__name__.upper(), help=info.help)

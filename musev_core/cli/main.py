@@ -1,4 +1,4 @@
-"""The command `musev`: demo, generate, train, models, bench."""
+"""The command `musev`: demo, generate, models, pose, train, bench."""
 
 import argparse
 import logging
@@ -10,6 +10,7 @@ from .demo import add_demo
 from .failures import explain
 from .generate import add_generate
 from .models import add_models
+from .pose import add_pose
 from .terminal import add_command, say
 from .train import add_train
 
@@ -47,7 +48,7 @@ def _run(arguments: list[str]) -> int:
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musev", description="Videos of a person that stays that person.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_demo, add_generate, add_models, add_train):
+    for add in (add_demo, add_generate, add_models, add_pose, add_train):
         add(commands)
     _add_bench(commands, chosen == "bench")
     return parser

@@ -146,7 +146,7 @@ class ControlPreprocessor:
             if self.preprocessor.parts:
                 people = [person.only(self.preprocessor.parts) for person in self._detect(image)]
                 people = [person for person in people if person.visible.any()]
-                picture = self._draw(people, *outer)
+                picture = self.draw(people, *outer)
             else:
                 picture = self._detect(image)
                 if picture.shape[:2] != outer:
@@ -158,7 +158,8 @@ class ControlPreprocessor:
                 on_frame(i + 1, len(frames))
         return ControlMaps(maps.to(frames.device), poses)
 
-    def _draw(self, people: Sequence[Person], height: int, width: int) -> np.ndarray:
+    def draw(self, people: Sequence[Person], height: int, width: int) -> np.ndarray:
+        """The map uint8 `(height, width, 3)` of these people, as this preprocessor draws them."""
         parts = {part: part in self.preprocessor.parts for part in ("body", "hands", "face")}
         return draw_people(people, height, width, order=self.preprocessor.detector, **parts)
 

@@ -45,6 +45,8 @@ def _check_without_video(task: "Task") -> None:
         )
     if task.video_is_middle:
         raise MuseVError("video_path: missing, but video_is_middle says that there is a video of control maps.")
+    if task.pose_align:
+        raise MuseVError("pose_align: there is no video whose poses could be aligned; give video_path.")
 
 
 def _check_video(task: "Task") -> None:
@@ -62,8 +64,22 @@ def _check_video(task: "Task") -> None:
         raise MuseVError(
             "condition_images: missing; video_has_condition: false puts the control map of that image in front."
         )
+    if task.pose_align:
+        _check_alignment(task)
     if len(task.conditions) > 1:
         raise MuseVError(f"condition_images: video-to-video starts from one picture, got {len(task.conditions)}.")
+
+
+def _check_alignment(task: "Task") -> None:
+    if task.video_is_middle:
+        raise MuseVError(
+            "pose_align: a video of control maps (video_is_middle) has no poses to align any more. Give the video they "
+            "were made from, or align the poses before: musev pose align."
+        )
+    if not task.controlnet_name:
+        raise MuseVError("pose_align: poses act through a ControlNet only; name one, e.g. dwpose_body_hand.")
+    if not task.conditions:
+        raise MuseVError("pose_align: needs condition_images, the picture of the person to align to.")
 
 
 def _check_positions(positions: tuple[int, ...], task: "Task") -> None:

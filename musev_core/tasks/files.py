@@ -9,16 +9,16 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import MuseVError, blame, listed, nearest, shown
-from ..prompt_templates import fill_template, template_fields
+from ..prompt_templates import fill_template, parts, template_fields
 from ..values import beside, is_none, scalar, user_path
 from ..yaml_file import read_yaml
+from .dead import DEAD_PARAMETERS, refuse_dead
 from .expansion import MAX_TASKS, count_variants, variants, with_references
 from .results import check_files, frame_size
-from .task import DEAD_PARAMETERS, FIELDS, Task
+from .task import FIELDS, Task
 
 log = logging.getLogger(__name__)
 
-_HARMLESS = {"context_stride": "1"}  # a dead parameter at the value existing scripts give it
 _FREE_KEYS = frozenset({"template_name", "eye_blinks_factor"})  # in the original's files even where no prompt asks
 _OPTIONS = {info.option: key for key, info in FIELDS.items() if info.option}
 _WORDS = frozenset(word for key in FIELDS for word in key.split("_"))  # "video", "frames": hardly notes
@@ -35,6 +35,7 @@ def load_tasks(
     defaults: Mapping[str, Any] = MappingProxyType({}),
     targets: Sequence[str] | None = None,
     refuse: Callable[[MuseVError], None] | None = None,
+    unused: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Task]:
     """Read a task file: a YAML list of tasks, or a mapping with the list under `tasks` (extra.md 2.7).
 
@@ -43,13 +44,14 @@ def load_tasks(
         defaults: values for fields which a task leaves out, e.g. from the command line.
         targets: names of the tasks wanted, in any order; None for all. Only these are checked.
         refuse: called with the error of every task that is wrong, which is left out; None: the first is raised.
+        unused: fields which have no effect in this run, and what each would need; their files are not looked for.
 
     Raises:
         MuseVError: the file, the defaults or the targets are wrong, or a task; the message names the task and the
             field.
     """
     path = user_path(path)
-    return make_tasks(_read(path), folder=path.parent, defaults=defaults, targets=targets, refuse=refuse)
+    return make_tasks(_read(path), folder=path.parent, defaults=defaults, targets=targets, refuse=refuse, unused=unused)
 
 
 def make_tasks(
@@ -59,6 +61,7 @@ def make_tasks(
     defaults: Mapping[str, Any] = MappingProxyType({}),
     targets: Sequence[str] | None = None,
     refuse: Callable[[MuseVError], None] | None = None,
+    unused: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Task]:
     """Checked tasks from the mappings of a task file; see `load_tasks`.
 
@@ -70,14 +73,18 @@ def make_tasks(
     _check_keys(defaults, "the defaults", used=None)
     tasks = []
     idle: dict[str, None] = {}  # keys, in order
-    for draft in _drafts(entries, targets, refuse):
+    drafts = _drafts(entries, targets, refuse)
+    for draft in drafts:
         try:
             with blame(f"Task {draft.name!r}"):
-                tasks.append(_build(draft, defaults, folder, idle))
+                tasks.append(_build(draft, defaults, folder, idle, unused.keys()))
         except MuseVError as error:
             refuse(error)
     if idle:
         log.warning("without effect, since they are neither fields nor {words} of a prompt: %s", listed(idle))
+    for key, need in unused.items():
+        if _is_path(key) and any(not is_none(draft.fields.get(key)) for draft in drafts):
+            log.warning("%s is not used: it needs %s", key, need)
     return tasks
 
 
@@ -150,9 +157,11 @@ def _split(name: str, fields: dict[str, Any], most: int) -> list[_Draft]:
     ]
 
 
-def _build(draft: _Draft, defaults: Mapping[str, Any], folder: Path | None, idle: dict[str, None]) -> Task:
-    fields = draft.fields
-    values: dict[str, Any] = {key: value for key, value in defaults.items() if value is not None}
+def _build(
+    draft: _Draft, defaults: Mapping[str, Any], folder: Path | None, idle: dict[str, None], unused: Set[str]
+) -> Task:
+    fields = {key: value for key, value in draft.fields.items() if key not in unused}
+    values = {key: value for key, value in defaults.items() if value is not None and key not in unused}
     for key, value in fields.items():
         template_word = key not in FIELDS and key not in DEAD_PARAMETERS
         if value is not None or template_word:  # null means the default, or no word in a template
@@ -192,8 +201,7 @@ def _check_keys(values: Mapping[str, Any], where: str, *, used: Set[str] | None)
         if key in FIELDS or key in _FREE_KEYS or key in (used or ()):
             continue
         if key in DEAD_PARAMETERS:
-            if value is not None and str(value) != _HARMLESS.get(key):
-                raise MuseVError(f"{key}: no longer a parameter in {where}: {DEAD_PARAMETERS[key]}.")
+            refuse_dead(key, value, f"in {where}")
             continue
         if key in _OPTIONS:
             raise MuseVError(f"{key}: a name of the command line; in {where} it is {_OPTIONS[key]}.")
@@ -213,6 +221,8 @@ def _named(index: int, entry: Any) -> tuple[str, dict[str, Any]]:
             f"Task {index}: expected a mapping of fields, got {shown(entry)}. A task looks like this:\n{_EXAMPLE}"
         )
     fields = {str(key): value for key, value in entry.items()}
+    if isinstance(fields.get("render"), (str, list)):  # each of several styles makes a task of its own
+        fields["render"] = "|".join(parts(fields["render"]))
     name = fields.pop("name", None)
     with blame(f"Task {index}"):
         name = str(index) if name is None else scalar("name", name, str).strip()

@@ -6,8 +6,9 @@ import os
 import re
 import unicodedata
 from base64 import b32encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MuseVError, blame
@@ -96,16 +97,19 @@ def _files(task: "Task") -> Iterator[tuple[str, Path]]:
                 yield key, path
 
 
-def output_name(task: "Task", *, model: str, seed: int) -> str:
+def output_name(task: "Task", *, model: str, seed: int, networks: Mapping[str, Any] = MappingProxyType({})) -> str:
     """`<name>_<model>_<w>x<h>_<frames>f_s<seed>_<hash>`: the result's file name without extension.
 
     The original spells out two dozen parameters (extra.md 7.2): too long for some file systems, hard to read, and two
     runs which differ in an unlisted one (steps, the video) overwrite each other. Here the hash stands for everything
     that changes the result: model, seed, and all parameters that are not at their default, with pictures and videos by
-    content. So a run finds its own file again, from another folder too, and a parameter added later renames nothing.
+    content; `networks` are what else the model is made of. So a run finds its own file again, from another folder too,
+    and a parameter added later renames nothing.
     """
     width, height = frame_size(task)
     facts: dict[str, Any] = {"model": model, "seed": seed, "size": [width, height]}
+    if networks:
+        facts["networks"] = dict(networks)
     defaults = type(task)(prompt="")
     for key, info in field_infos(task).items():
         value = getattr(task, key)
@@ -115,9 +119,13 @@ def output_name(task: "Task", *, model: str, seed: int) -> str:
     for key, path in _files(task):
         with blame(f"Task {task.name!r}: {key}"):
             facts.setdefault(key, []).append(_content(path))
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
-    code = b32encode(digest)[:5].decode().lower()  # letters which survive file systems that ignore case
-    return f"{_plain(task.name, 40)}_{_plain(model, 24)}_{width}x{height}_{frame_count(task)}f_s{seed}_{code}"
+    code = _code(json.dumps(facts, sort_keys=True))
+    return f"{_plain(task.name, 40)}_{_plain(model, 48)}_{width}x{height}_{frame_count(task)}f_s{seed}_{code}"
+
+
+def _code(text: str) -> str:
+    """Five letters which survive file systems that ignore case."""
+    return b32encode(hashlib.sha256(text.encode()).digest())[:5].decode().lower()
 
 
 def _content(path: Path) -> str:
@@ -132,5 +140,8 @@ def _content(path: Path) -> str:
 
 
 def _plain(text: str, length: int) -> str:
-    cleaned = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text))
-    return cleaned.strip("._-")[:length].rstrip("._-") or "task"
+    cleaned = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text)).strip("._-")
+    if len(cleaned) > length:  # names which begin alike stay apart
+        code = _code(cleaned)
+        cleaned = f"{cleaned[: length - len(code) - 1].rstrip('._-')}-{code}"
+    return cleaned or "task"

@@ -14,9 +14,11 @@ from ..denoise.denoiser import DenoiserOptions
 from ..denoise.noise import NoiseOptions
 from ..denoise.windows import WindowOptions
 from ..errors import MuseVError
-from ..images import fit_images, fit_video, load_images, to_uint8
+from ..images import fit_images, load_images, to_uint8
 from ..pipeline import ControlInput, PictureNetwork, SamplingOptions, VideoRequest, VideoResult
-from ..pose.preprocessors import ControlPreprocessor, check_preprocessor
+from ..pose.aligned import align_video
+from ..pose.preprocessors import PREPROCESSORS, ControlPreprocessor, check_preprocessor
+from ..shots import ShotRunner
 from ..video import read_video
 from .results import frame_size
 from .task import Task
@@ -46,6 +48,7 @@ def video_request(
         images = [fit_images(image, height, width) for image in load_images(paths)]
         return torch.cat(images) if images else None
 
+    image = pictures(task.conditions)
     num_frames, num_shots = task.time_size, task.n_batch
     frames = None
     if task.video_path is not None:
@@ -91,7 +94,7 @@ def video_request(
         prompt=task.prompt,
         negative_prompt=f"static video, {negative}" if task.add_static_video_prompt else negative,
         first_frame_negative_prompt=task.negative_prompt,
-        image=pictures(task.conditions),
+        image=image,
         condition_frames=task.condition_images_index,
         num_frames=num_frames,
         num_shots=num_shots,
@@ -100,7 +103,7 @@ def video_request(
         video=frames if task.which2video == "video" else None,
         video_strength=task.video_strength,
         video_has_condition=task.video_has_condition,
-        controls=[] if frames is None else _controls(task, frames, controlnets or {}, annotators, device),
+        controls=[] if frames is None else _controls(task, frames, image, controlnets or {}, annotators, device),
         reference_image=pictures(task.refer_image),
         image_prompt=pictures(task.ipadapter_image),
         face_image=pictures(task.face_image),
@@ -139,47 +142,59 @@ def check_controls(task: Task, controlnets: Iterable[str], annotators: Sequence[
                 f"controlnet_name: say where the ControlNet {name!r} is with --controlnet {name}=PATH"
                 + (f" (given: {', '.join(known)})" if known else "")
             )
-        if not task.video_is_middle:
+        if not task.video_is_middle or task.needs_condition_map:
             check_preprocessor(name, annotators)
+        if task.pose_align and "body" not in PREPROCESSORS[name].parts:
+            finding = ", ".join(known for known, one in PREPROCESSORS.items() if "body" in one.parts)
+            raise MuseVError(
+                f"pose_align: task {task.name!r} names {name!r}, which finds no bodies that could be aligned; use one "
+                f"of {finding}"
+            )
 
 
 def _controls(
     task: Task,
     frames: Tensor,
+    image: Tensor | None,
     controlnets: Mapping[str, Any],
     annotators: Sequence[str | Path],
     device: str | torch.device,
 ) -> list[ControlInput]:
     check_controls(task, controlnets, annotators)
-    return [
-        ControlInput(
-            controlnets[name],
-            frames,
-            preprocessor=None if task.video_is_middle else ControlPreprocessor(name, folders=annotators, device=device),
-            scale=task.controlnet_conditioning_scale,
-            start=task.control_guidance_start,
-            end=task.control_guidance_end,
+    controls = []
+    for name in task.controlnet_name:
+        maps, preprocessor, condition_map = frames, None, None
+        if not task.video_is_middle or task.needs_condition_map:
+            preprocessor = ControlPreprocessor(name, folders=annotators, device=device)
+        if preprocessor is not None and image is not None and task.pose_align:
+            aligned = align_video(preprocessor, frames, image[:1])
+            maps, condition_map, preprocessor = aligned.maps, aligned.reference.maps, None
+        elif preprocessor is not None and image is not None and task.video_is_middle:
+            condition_map, preprocessor = preprocessor(image), None
+        controls.append(
+            ControlInput(
+                controlnets[name],
+                maps,
+                preprocessor=preprocessor,
+                condition_map=condition_map,
+                scale=task.controlnet_conditioning_scale,
+                start=task.control_guidance_start,
+                end=task.control_guidance_end,
+            )
         )
-        for name in task.controlnet_name
-    ]
+    return controls
 
 
 def result_frames(
-    task: Task, request: VideoRequest, result: VideoResult, *, n_cols: int = 3, write_info: bool = False
+    task: Task, shots: ShotRunner, result: VideoResult, *, n_cols: int = 3, write_info: bool = False
 ) -> Iterator[Tensor]:
-    """The frames to write: the result, with source and control maps beside it if the task asks for them.
+    """The frames to write: the result of `shots`, beside it source and control maps if the task asks for them.
 
     `n_cols` videos at most stand in a row; `write_info` writes what they are and the frame number into the pictures.
     """
-    beside: list[Tensor] = []
-    before = []
-    source = request.video if request.video is not None else next((c.frames for c in request.controls), None)
-    if task.need_return_videos and source is not None:
-        before = [fit_video(source, request.height or 0, request.width or 0) / 255]
-    if task.need_return_condition:
-        for control in request.controls:
-            maps = control.frames if control.preprocessor is None else control.preprocessor(control.frames)
-            beside.append(fit_video(maps, request.height or 0, request.width or 0) / 255)
+    source = shots.source() if task.need_return_videos else None
+    before = [] if source is None else [source]
+    beside = [hints.permute(0, 2, 3, 1) for hints in shots.hints] if task.need_return_condition else []
     start = 0
     for part in result.frames():
         columns = [_rows(x, start, len(part)) for x in before] + [part] + [_rows(x, start, len(part)) for x in beside]

@@ -1,6 +1,7 @@
 """A task: everything that one video is made of, checked before anything long starts."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from ..prompts import negative_prompt
 from ..values import SEEDS
 from .checks import check_together
 from .fields import FieldInfo, convert, field, field_infos
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +220,9 @@ class Task:
     video_strength: float = field(
         1.0, float, "How far the result may leave the video, 0 (stays) to 1 (only its noise counts).", low=0, high=1
     )
+    pose_align: bool = field(
+        False, bool, "Give the poses of the video the proportions and place of the person in the condition image."
+    )
     sample_rate: int = field(1, int, "Use every n-th frame of the video; more gives faster motion.", low=1)
     controlnet_name: tuple[str, ...] = field(
         (), str, "Control preprocessor(s) for the video, a comma list, e.g. dwpose_body_hand.", many=True
@@ -243,7 +249,12 @@ class Task:
             for f in dataclasses.fields(self):
                 object.__setattr__(self, f.name, convert(f.name, getattr(self, f.name), f.metadata["info"], f.default))
             for key in ("negative_prompt", "video_negative_prompt"):
-                object.__setattr__(self, key, negative_prompt(getattr(self, key)))
+                with blame(key):
+                    object.__setattr__(self, key, negative_prompt(getattr(self, key)))
+            if self.video_is_middle and self.which2video == "video" and not self.controlnet_name and self.video_path:
+                log.info("task %s: the video of control maps is not used, no ControlNet is named for it", self.name)
+                object.__setattr__(self, "video_path", None)
+                object.__setattr__(self, "video_is_middle", False)
             check_together(self)
 
     @property
@@ -251,26 +262,10 @@ class Task:
         """The condition images which become frames; empty if they are switched off."""
         return self.condition_images if self.use_condition_image and self.n_vision_condition else ()
 
+    @property
+    def needs_condition_map(self) -> bool:
+        """Whether the driving video does not begin with the control map of the condition image."""
+        return bool(self.conditions) and not self.video_has_condition
+
 
 FIELDS: Mapping[str, FieldInfo] = MappingProxyType(field_infos(Task))
-
-_NO_FACEIN = "face-in was never finished; keep a face with face_image and an IP-Adapter face model"
-_NO_SERIAL = "blending with the shot before was an experiment; use one long shot (n_batch 1) with context windows"
-DEAD_PARAMETERS: Mapping[str, str] = MappingProxyType(
-    {
-        "facein_model_cfg_path": _NO_FACEIN,
-        "facein_model_name": _NO_FACEIN,
-        "facein_scale": _NO_FACEIN,
-        "redraw_condition_image_with_facein": _NO_FACEIN,
-        "context_stride": "strided windows have no effect with uniform_v2; widen context_frames or context_overlap",
-        "interpolation_factor": "frames are not interpolated; make more of them with time_size, or raise fps",
-        "end_to_end": "it has no effect; n_batch and time_size say how shots are chained",
-        "pose_guider_model_path": "it was an experiment; guide poses with controlnet_name: dwpose_body_hand",
-        "enable_zero_snr": "it was an experiment which breaks guidance; leave it out",
-        "record_mid_video_latents": _NO_SERIAL,
-        "record_mid_video_noises": _NO_SERIAL,
-        "video_overlap": _NO_SERIAL,
-        "need_video2video": "write which2video: video",
-        "prompt_only_use_image_prompt": "the released models read text and image prompts apart; write prompt: ''",
-    }
-)
