@@ -4,6 +4,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -214,6 +215,18 @@ def test_one_branch_is_half_the_work_and_the_conditional_half_of_two():
     assert [args[0].shape[0] for args, _ in recorded] == [2, 2, 1, 1]
     assert_same(one, two[1:])
     assert_different(one, two[:1])
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_what_comes_before_the_prompt_is_computed_once_where_both_branches_see_the_same_picture(alike):
+    net, clip, pictures = models.unet("musev_referencenet", "tiny", 0), conditions(2), det("r", (2, 4, 1, SIZE, SIZE))
+    seen = pictures[:1].expand_as(pictures) if alike else pictures
+    clip = replace(clip, reference=models.reference_net("tiny", 0)(seen, clip.image_tokens))
+    with calls(net) as recorded:
+        out = predict(6, "musev_referencenet", branches=2, clip=clip)
+    assert [args[0].shape[0] for args, _ in recorded] == [1 if alike else 2]
+    alone = [predict(6, "musev_referencenet", branches=1, clip=clip.take([i])) for i in range(2)]
+    assert_same(out, torch.cat(alone))
 
 
 # ---- condition frames ----------------------------------------------------------------------------------------------
@@ -521,7 +534,7 @@ def test_a_clip_that_cannot_be_evaluated_says_why(settings, message):
     "options, message",
     [
         ({"windows_per_call": 0}, "windows_per_call must be at least 1, got 0"),
-        ({"motion_speed": -1}, "motion_speed must be at least 0, got -1"),
+        ({"motion_speed": -1}, "motion_speed must be a finite number of at least 0, got -1"),
     ],
 )
 def test_wrong_options_say_what_is_expected(options, message):

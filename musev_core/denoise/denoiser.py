@@ -4,6 +4,7 @@ This is MuseV's visual-conditioned parallel denoising (musev.md 4): windows do n
 so a video may be as long as one likes, and errors do not pile up from window to window.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -38,8 +39,8 @@ class DenoiserOptions:
     def __post_init__(self) -> None:
         if self.windows_per_call < 1:
             raise MuseVError(f"windows_per_call must be at least 1, got {self.windows_per_call}")
-        if self.motion_speed < 0:
-            raise MuseVError(f"motion_speed must be at least 0, got {self.motion_speed}")
+        if not 0 <= self.motion_speed < math.inf:
+            raise MuseVError(f"motion_speed must be a finite number of at least 0, got {self.motion_speed}")
 
 
 @dataclass(frozen=True)
