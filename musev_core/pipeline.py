@@ -4,6 +4,7 @@
 first frame if none is given, then one or several shots which continue each other through their latents.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,8 @@ class SamplingOptions:
         num_steps: more is finer and slower.
         guidance_scale, guidance_end, guidance_method: see `guidance_schedule`; 1 or less halves the work.
         scheduler: a name of `SCHEDULERS` or a configuration.
-        strength: 0..1, with an initial picture or video: how far the run may leave it.
+        strength: 0..1, with an initial picture or video: how far the run may leave it. In a `VideoRequest` that of the
+            first frame only; the video's is `video_strength`.
         image_scale, face_scale: strength of image prompt and FaceID; 0 is off.
         noise, denoiser: see there.
     """
@@ -58,6 +60,9 @@ class SamplingOptions:
         check_steps(scheduler_config(self.scheduler), self.num_steps)
         if not 0 <= self.strength <= 1:
             raise MuseVError(f"strength must lie in 0..1, got {self.strength}")
+        for name in ("image_scale", "face_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise MuseVError(f"{name} must be a finite number, got {getattr(self, name)}")
 
     def guidance(self) -> list[float]:
         """The guidance scale of every step of a full run."""

@@ -40,6 +40,11 @@ class ShotRunner:
             raise MuseVError(f"the number of condition frames cannot be negative, got {request.num_condition_frames}")
         if not 0 <= request.video_strength <= 1:
             raise MuseVError(f"video_strength must lie in 0..1, got {request.video_strength}")
+        if request.sampling.strength != 1:
+            raise MuseVError(
+                f"sampling.strength has no effect in a request, got {request.sampling.strength}; give video_strength, "
+                "which says how far the result may leave the driving video"
+            )
         self._check_pictures()
         self.height, self.width = self._size()
         self.has_condition = request.num_condition_frames > 0

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 
-def letters_tokenizer() -> Any:
-    """CLIP's tokenizer with single letters as its words."""
+def letters_tokenizer(*, backwards: bool = False) -> Any:
+    """CLIP's tokenizer with single letters as its words, numbered from either end of the alphabet."""
     from transformers import CLIPTokenizer
 
-    letters = [chr(code) for code in range(33, 127)]
+    letters = [chr(code) for code in range(33, 127)][:: -1 if backwards else 1]
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
         vocabulary, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"

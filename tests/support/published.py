@@ -40,47 +40,49 @@ def write_musev(
     suffix: str = ".bin",
     motion_only: bool = False,
     dtype: torch.dtype = torch.float32,
+    seed: int = SEED,
 ) -> Path:
     """`root/<arch>/...`: UNet, and ReferenceNet and projection where the variant has them; returns the model folder."""
     folder = root / arch
-    state = models.unet(arch, SIZE, SEED).state_dict()
+    state = models.unet(arch, SIZE, seed).state_dict()
     if motion_only:
         state = {name: x for name, x in state.items() if is_motion_name(name)}
     save(state, folder / "unet" / f"diffusion_pytorch_model{suffix}", dtype)
     _config(folder / "unet" / "config.json", UNET_CONFIG)
     if arch != "musev":
-        reference_net = models.reference_net(SIZE, SEED).state_dict()
+        reference_net = models.reference_net(SIZE, seed).state_dict()
         save(reference_net, folder / "referencenet" / f"diffusion_pytorch_model{suffix}")
         # the published file has the sizes of another network in it
         _config(folder / "referencenet" / "config.json", {"cross_attention_dim": 1280})
-        projection = {f"image_proj.{k}": v for k, v in models.projection("plain", SEED).state_dict().items()}
+        projection = {f"image_proj.{k}": v for k, v in models.projection("plain", seed).state_dict().items()}
         save(projection, folder / f"ip_adapter_image_proj{suffix}")
     return folder
 
 
-def text_state() -> dict[str, Tensor]:
+def text_state(seed: int = SEED) -> dict[str, Tensor]:
     """The text encoder under the published names, with the vocabulary of the letters tokenizer."""
     prefix = "text_model."
-    state = models.text_encoder(SEED).state_dict()
+    state = models.text_encoder(seed).state_dict()
     return {(name if name.startswith(prefix) else prefix + name): x for name, x in state.items()}
 
 
-def write_base(root: Path) -> Path:
+def write_base(root: Path, *, seed: int = SEED) -> Path:
     """A Stable Diffusion 1.5 model in miniature, as a diffusers folder."""
-    save(models.unet2d(SIZE, SEED).state_dict(), root / "unet" / "diffusion_pytorch_model.safetensors")
+    save(models.unet2d(SIZE, seed).state_dict(), root / "unet" / "diffusion_pytorch_model.safetensors")
     _config(root / "unet" / "config.json", UNET_CONFIG)
-    save(models.vae(SEED).state_dict(), root / "vae" / "diffusion_pytorch_model.safetensors")
+    save(models.vae(seed).state_dict(), root / "vae" / "diffusion_pytorch_model.safetensors")
     _config(root / "vae" / "config.json", {"norm_num_groups": 4, "scaling_factor": 0.18215})
-    save(text_state(), root / "text_encoder" / "model.safetensors")
+    save(text_state(seed), root / "text_encoder" / "model.safetensors")
     _config(root / "text_encoder" / "config.json", {"num_attention_heads": 4})
     write_tokenizer(root / "tokenizer")
     return root
 
 
-def write_tokenizer(folder: Path) -> Path:
-    letters_tokenizer().save_pretrained(folder)
+def write_tokenizer(folder: Path, *, backwards: bool = False) -> Path:
+    tokenizer = letters_tokenizer(backwards=backwards)
+    tokenizer.save_pretrained(folder)
     if not (folder / "vocab.json").is_file():  # transformers 5 writes one file only
-        vocabulary = letters_tokenizer().get_vocab()
+        vocabulary = tokenizer.get_vocab()
         (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
         (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     return folder
@@ -102,13 +104,13 @@ def single_file(path: Path) -> Path:
     return save(tensors, path)
 
 
-def write_image_encoder(folder: Path) -> Path:
-    encoder = models.image_encoder(SEED)
+def write_image_encoder(folder: Path, *, seed: int = SEED) -> Path:
+    encoder = models.image_encoder(seed)
     save(encoder.state_dict(), folder / "model.safetensors")
     _config(folder / "config.json", models.CONFIG["clip_vision"])
     return folder
 
 
-def write_controlnet(folder: Path) -> Path:
-    models.controlnet(SIZE, SEED).save_pretrained(folder)
+def write_controlnet(folder: Path, *, seed: int = SEED) -> Path:
+    models.controlnet(SIZE, seed).save_pretrained(folder)
     return folder
