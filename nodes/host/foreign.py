@@ -4,6 +4,7 @@ Whatever uses ComfyUI's patches works; what changes the tree of modules, or look
 not (comfyui.md A9).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from ...musev_core.errors import MuseVError
@@ -48,5 +49,29 @@ def refuse_foreign(model: Any) -> None:
             "a node on this MODEL replaces whole layers of the UNet (forward_timestep_embed_patch), as SUPIR does. "
             "MuseV has a forward pass of its own, which would leave that out. Remove it."
         )
+    windows = getattr(model.get_attachment("ADE_params"), "context_options", None)
+    if getattr(windows, "context_length", None):
+        raise MuseVError(
+            "AnimateDiff-Evolved has put context options on this MODEL (ADE_params). MuseV brings its own windows: "
+            "remove them and use Set Context Windows."
+        )
+    if _multiplies_temporal_attention(model.patches):
+        raise MuseVError(
+            "UNetTemporalAttentionMultiply on this MODEL looks for the temporal layers of Stable Video Diffusion and "
+            "leaves MuseV's as they are. Remove it: the strength of Apply MuseV Motion scales these, "
+            "UNetSelfAttentionMultiply and UNetCrossAttentionMultiply all other attention."
+        )
     if model.model_options.get("multigpu_clones") or model.get_additional_models_with_key("multigpu"):
         raise MuseVError("MuseV cannot run on several GPUs inside ComfyUI. Remove the multi-GPU node.")
+
+
+def _multiplies_temporal_attention(patches: Mapping[Any, Any]) -> bool:
+    """Of ComfyUI's attention multipliers it is the one which leaves queries, keys and values alone."""
+
+    def multipliers(name: str) -> int:
+        found = (patch[1] for patch in patches.get(name, ()))
+        return sum(isinstance(x, tuple) and len(x) == 1 and x[0] is None for x in found)
+
+    out, query = ".attn1.to_out.0.weight", ".attn1.to_q.weight"
+    names = [name.removesuffix(out) for name in patches if isinstance(name, str) and name.endswith(out)]
+    return any(multipliers(name + out) > multipliers(name + query) for name in names)

@@ -15,7 +15,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ...musev_core.errors import MuseVError
-from . import references
+from . import forwards, notices, references, wrappers
 from .foreign import refuse_foreign
 from .networks import adapter_layers
 from .options import KEY, Options, options_of
@@ -32,6 +32,7 @@ def with_options(model: Any, **changes: Any) -> Any:
     """
     base = base_config(_unet_config(model))
     refuse_foreign(model)
+    forwards.check_patches(model.object_patches, base)
     before = options_of(model)
     if before.motion is not None and "motion" in changes:
         raise MuseVError(
@@ -136,6 +137,8 @@ def _outer_sample(
     if options.motion.strength == 0:
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
     refuse_foreign(model)
+    base = base_config(_unet_config(model))
+    forwards.check_patches(model.object_patches, base)
     if options.guidance is not None:
         _check_guider(guider)
     if _is_nested(latent_image) or latent_image.ndim != 4:
@@ -162,7 +165,7 @@ def _outer_sample(
         options=options,
         num_frames=frames,
         condition_frames=conditions,
-        base=base_config(_unet_config(model)),
+        base=base,
         features=references.compute(model, options, latent_image, _texts(guider)),
         generator=torch.Generator("cpu").manual_seed((kwargs.get("seed") or _seed(args)) % 2**63),
     )
@@ -214,12 +217,21 @@ def _sampler_sample(
         return executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
     sampler = executor.class_obj
     run.model_sampling = model_wrap.inner_model.model_sampling
+    forwards.check_parts(forwards.bypassed(model_wrap.inner_model.diffusion_model, run.base))
+    run.around = wrappers.names(extra_args["model_options"])
     run.conds = model_wrap.conds
     run.sigmas = sigmas.tolist()
     run.bar = comfy.utils.ProgressBar(max(len(run.sigmas) - 1, 1))
     if run.condition_frames and latent_image is not None:
         run.clean = latent_image[list(run.condition_frames)].clone()
+    if run.options.noise.type == "video_fusion":
+        notices.noise_is_replaced(model_wrap.model_patcher, noise, extra_args.get("seed"), run.around)
     from_noise = sampler.max_denoise(model_wrap, sigmas)
+    if from_noise and not run.condition_frames:
+        notices.warn(
+            "The LATENT has no condition frame: MuseV goes on from a picture, and makes coloured noise of nothing. "
+            "Use Image to Video; for a video from words alone make its first picture with the model without motion."
+        )
     empty = latent_image is None or not bool(latent_image[run.generated].any())
     noise = run.initial_noise(noise, from_scratch=from_noise and empty)
     if from_noise and run.options.original_scaling:
@@ -267,8 +279,10 @@ def _diffusion_model(
     """Our network in place of ComfyUI's forward; wrappers of other packs still run around it."""
     options = {} if transformer_options is None else transformer_options
     run = options.get(KEY)
-    if run is not None and run.window is not None and context is not None:
+    sigmas = options.get("sigmas")
+    if run is not None and (sigmas is None or run.moves(float(sigmas[0]))):
         unet = executor.class_obj
+        forwards.check_forward(executor.original, unet)
 
         def forward(x, timesteps, context, y=None, control=None, transformer_options=options, **_: Any) -> Tensor:
             return run.forward(unet, x, timesteps, context, control, transformer_options)

@@ -12,7 +12,7 @@ from ...musev_core.config import UNetConfig
 from ...musev_core.denoise.guidance import guidance_schedule
 from ...musev_core.denoise.noise import image_based_noise, video_noise
 from ...musev_core.models.conditions import ClipConditions
-from . import patches
+from . import patches, wrappers
 from .control import ControlCache
 from .options import MotionOptions, Options, Span
 from .references import Features
@@ -56,6 +56,8 @@ class RunState:
     branches_alike: bool = True  # all rows of a call hold the same latents
     text_constant: bool = True  # over windows and steps
     text_per_frame: bool = False
+    around: list[str] = field(default_factory=list)  # what other packs have wrapped round the network
+    called: bool = False  # whether the network was, for the present window
     controls: ControlCache = field(default_factory=ControlCache)
     bar: Any = None  # ComfyUI's progress bar
     _done: float = 0.0
@@ -168,13 +170,25 @@ class RunState:
         control: dict[str, list] | None,
         transformer_options: dict[str, Any],
     ) -> Tensor:
-        """The motion network in place of ComfyUI's own forward: `(chunks * frames, 4, h, w)`, chunk outermost."""
+        """The motion network in place of ComfyUI's own forward: `(chunks * frames, 4, h, w)`, chunk outermost.
+
+        Raises:
+            MuseVError: another pack has called it with something else, or has changed the UNet.
+        """
         window = self.window
+        came = [0 if given is None else given.shape[0] for given in (x, timesteps, context)]
         if window is None:
-            raise RuntimeError("the motion network was called outside of a context window")
-        view = self.view(unet)
+            raise wrappers.wrong_batch(self.around, f"{came[0]} frames on its own", "context windows")
         chunks: list[int] = transformer_options["cond_or_uncond"]
         rows, frames = len(chunks), len(window.frames)
+        if set(came) != {rows * frames}:
+            raise wrappers.wrong_batch(
+                self.around,
+                "{} latents, {} time steps and {} prompts".format(*came),
+                f"{rows} x {frames} of each ({rows} conditionings, {frames} frames of a window)",
+            )
+        self.called = True
+        view = self.view(unet)
         sigma = float(transformer_options["sigmas"][0])
         hooks = None
         if patches.needed(transformer_options, control):

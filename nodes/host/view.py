@@ -14,6 +14,7 @@ from ...musev_core.models.attention import heads_first, heads_last, scaled_dot_p
 from ...musev_core.models.layers import Gains, Layers, hosted_layers
 from ...musev_core.models.unet import MuseVUNet
 from ...musev_core.weights.keymaps import unet_ldm_to_diffusers
+from . import forwards
 from .networks import HostedIPAdapter, Motion, adapter_layers
 
 
@@ -99,6 +100,8 @@ class View:
         face: HostedIPAdapter | None = None,
     ):
         check_fit(motion, base)
+        self.bypassed = forwards.bypassed(unet, base)
+        forwards.check_parts(self.bypassed)
         leaves = base_leaves(unet, base) | dict(_motion_leaves(motion.tree))
         config = replace(motion.config, num_heads=base.num_heads, context_dim=base.context_dim)
         for adapter, switch in ((image, "image_prompt"), (face, "face_prompt")):
@@ -117,6 +120,7 @@ class View:
 
     def __call__(self, transformer_options: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """What the network says, with ComfyUI's options of this call."""
+        forwards.check_parts(self.bypassed)  # some replace a forward for the time of a call
         self.attention.transformer_options = transformer_options
         try:
             return self.net(*args, **kwargs)
@@ -137,7 +141,7 @@ def base_leaves(unet: nn.Module, base: UNetConfig) -> dict[str, nn.Module]:
 
     Looked up by module path, not by tensor: quantised layers have other tensors or none.
     """
-    modules = dict(unet.named_modules())
+    modules = dict(forwards.named_parts(unet))
     leaves = {}
     for theirs, ours in unet_ldm_to_diffusers(base).items():
         path = theirs.rpartition(".")[0]
@@ -158,7 +162,12 @@ def _motion_leaves(tree: MuseVUNet) -> Mapping[str, nn.Module]:
 
 
 def norm_gains(norm: nn.Module) -> Gains | None:
-    """A norm's weight and bias for our fused kernels; None where they are patched, elsewhere, or not plain tensors."""
+    """A norm's weight and bias for our fused kernels; None where they are patched, elsewhere, or not plain tensors.
+
+    Nor where somebody has replaced what the norm does: then it has to be called.
+    """
+    if forwards.is_changed(norm):
+        return None
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     patched = getattr(norm, "weight_function", None) or getattr(norm, "bias_function", None)
     plain = type(weight) is nn.Parameter and type(bias) is nn.Parameter and weight.dtype in DTYPES

@@ -10,16 +10,14 @@ from typing import Any
 import comfy.model_management
 import torch
 from comfy.context_windows import ContextHandlerABC
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...musev_core.denoise.windows import context_windows, fusion_weights, place_condition_frames
 from ...musev_core.errors import MuseVError
+from . import wrappers
 from .control import ControlSlices, check_hints
 from .options import KEY
 from .runstate import RunState, Window
-
-_HARMLESS_WRAPPERS = {KEY, "torch.compile"}
 
 
 def run_of(model_options: dict[str, Any]) -> RunState | None:
@@ -50,9 +48,8 @@ class MuseVContextHandler(ContextHandlerABC):
     def should_use_context(
         self, model: Any, conds: list[list[dict]], x_in: Tensor, timestep: Tensor, model_options: dict[str, Any]
     ) -> bool:
-        """For every evaluation of a whole clip, also of a short one: condition frames have to be put in."""
-        run = run_of(model_options)
-        return run is not None and x_in.shape[0] == run.num_frames
+        """For every evaluation, also of a short clip: condition frames have to be put in."""
+        return run_of(model_options) is not None
 
     def get_resized_cond(self, cond_in: list[dict], x_in: Tensor, window: Any, device: Any = None) -> list[dict]:
         """Conditioning for the frames of a window, a list of numbers."""
@@ -75,6 +72,8 @@ class MuseVContextHandler(ContextHandlerABC):
         if not run.moves(sigma):
             return _still(calc_cond_batch, model, conds, x_in, timestep, model_options)
         _look_at(run, conds, model_options)
+        if x_in.shape[0] != run.num_frames:
+            raise wrappers.wrong_batch(run.around, f"{x_in.shape[0]} frames", f"the {run.num_frames} of the clip")
         options = run.options.windows
         generated = run.generated
         windows = context_windows(len(generated), options, run.step(sigma))
@@ -98,7 +97,11 @@ class MuseVContextHandler(ContextHandlerABC):
                         for cond in conds
                     ]
                     options_here = _announced(model_options, frames, run.num_frames)
+                    run.called = False
                     outputs = calc_cond_batch(model, sliced, x, timestep[frames], options_here)
+                    # without anything around it, no conditioning acts at this noise level
+                    if run.around and not run.called:
+                        raise wrappers.no_call(run.around)
                 weights = fusion_weights(len(members), options).to(x_in)
                 _add(totals, coverage, outputs, frames, clip_frames, weights)
                 run.progress(number, len(windows), sigma)
@@ -123,7 +126,8 @@ def _still(
     shape = [len(conds) * x_in.shape[0], *x_in.shape[1:]]
     free = comfy.model_management.get_free_memory(x_in.device)
     run = run_of(model_options)
-    if run is None or model.memory_required(shape) * 1.5 < free:
+    whole = run is None or x_in.shape[0] != run.num_frames
+    if whole or model.memory_required(shape) * 1.5 < free:
         return calc_cond_batch(model, conds, x_in, timestep, model_options)
     outputs: list[list[Tensor]] = []
     for frames in torch.arange(run.num_frames).split(run.options.windows.length):
@@ -144,19 +148,13 @@ def _look_at(run: RunState, conds: list[list[dict]], model_options: dict[str, An
     """Which of the conditionings see the pictures, and what allows to share work between rows and windows."""
     run.pictured = [_is_pictured(run, i, some) for i, some in enumerate(conds)]
     everything = [cond for some in conds if some is not None for cond in some]
-    wrapped = _is_wrapped(model_options)
+    run.around = wrappers.names(model_options)
+    wrapped = wrappers.change_rows(model_options)
     run.branches_alike = not wrapped and not any("area" in cond for cond in everything)
     texts = [cond.get("model_conds", {}).get("c_crossattn") for cond in everything]
     run.text_per_frame = wrapped or not all(text is not None and text.cond.shape[0] == 1 for text in texts)
     # a hook changes the layers which the text goes through
     run.text_constant = not run.text_per_frame and all(cond.get("hooks") is None for cond in everything)
-
-
-def _is_wrapped(model_options: dict[str, Any]) -> bool:
-    """Whether functions of other packs stand before the network: they may change latents and prompts of single rows."""
-    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-    keys = {key for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL) for key in wrappers.get(kind, {})}
-    return "model_function_wrapper" in model_options or bool(keys - _HARMLESS_WRAPPERS)
 
 
 def _is_pictured(run: RunState, index: int, some: list[dict] | None) -> bool:

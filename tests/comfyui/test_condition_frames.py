@@ -194,3 +194,22 @@ def test_a_clip_without_condition_frames():
     assert recorder.windows == [[0, 1, 2, 3], [3, 4, 5, 6]] * 2
     assert sorted(set(chain(*recorder.windows))) == list(range(7))
     assert out.std() > 0
+
+
+def test_a_clip_which_starts_from_nothing_gets_a_warning(caplog):
+    """MuseV was trained to go on from a picture; the log has it for samplers that run without a node."""
+
+    def said(latent, **options) -> int:
+        caplog.clear()
+        ksample(video_model(variant=REFERENCENET), latent, **options)
+        return sum("The LATENT has no condition frame" in record.getMessage() for record in caplog.records)
+
+    empty = {"samples": torch.zeros(7, 4, 4, 4)}
+    assert said(empty) == 1
+    assert said(clip()) == 0
+    assert said(numbered_latent(), denoise=0.5) == 0  # redraws a video
+    assert said(numbered_latent(), start_step=1, last_step=2, disable_noise=True) == 0  # the second of two stages
+
+
+def numbered_latent() -> dict:
+    return {"samples": torch.arange(7.0)[:, None, None, None].expand(-1, 4, 4, 4) / 7}

@@ -12,7 +12,7 @@ from support.golden_comfy import comfy_unet_config
 from musev_core.config import SD15, UNetConfig
 from musev_core.models.conditions import ClipConditions
 from musev_core.weights.keymaps import is_motion_name
-from musev_pack.nodes.host.view import View, base_config, base_leaves
+from musev_pack.nodes.host.view import View, base_config, base_leaves, norm_gains
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +82,17 @@ def test_without_time_and_pictures_it_is_stable_diffusion(nodes):
     ours = view.net(x[:, :, None], steps, ClipConditions(text), skip_temporal=True)[:, :, 0]
     theirs = unet(x, steps, context=text, transformer_options={})
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_a_norm_whose_work_is_changed_is_called_instead_of_fused():
+    """Fused kernels read gains and biases; what others hang on the norm itself only acts when it is called."""
+    norm = torch.nn.LayerNorm(8, device="meta")
+    assert norm_gains(norm) is not None
+    handle = norm.register_forward_hook(lambda *_: None)
+    assert norm_gains(norm) is None
+    handle.remove()
+    own = norm.forward
+    norm.forward = lambda x: own(x)
+    assert norm_gains(norm) is None
+    norm.forward = own  # what ComfyUI leaves behind where it has taken a patch away
+    assert norm_gains(norm) is not None

@@ -85,9 +85,15 @@ def _condition_frame_behind_the_end(workflow):
     workflow[of_class(workflow, "MuseV_ImageToVideo")]["inputs"]["condition_indices"] = "99"
 
 
+def _length_through_a_link(workflow):
+    workflow["number"] = {"class_type": "PrimitiveInt", "inputs": {"value": 2**31}}
+    workflow[of_class(workflow, "MuseV_ImageToVideo")]["inputs"]["length"] = ["number", 0]
+
+
 @pytest.mark.parametrize(
     "spoil, words",
     [
+        (_length_through_a_link, ("length must be a whole number from 2 to 100000, got 2147483648",)),
         (_overlap_as_long_as_the_window, ("overlap", "4")),
         (_condition_frame_behind_the_end, ("99", str(LONG))),
         (_apply_twice, ("one motion model",)),
@@ -113,6 +119,40 @@ def test_a_model_file_that_is_not_there_is_explained_before_anything_runs(server
     (error,) = rejected.value.node_errors[loader]["errors"]
     assert "musev_v2" in error["details"]
     assert "motion/musev/unet/diffusion_pytorch_model.bin" in error["details"]
+
+
+@pytest.mark.parametrize("sampler", ["MuseV_Sampler", "KSampler"])
+def test_a_clip_without_a_condition_frame_gets_a_warning_on_the_sampler(server, sampler):
+    workflow = clip(seed=6, steps=1)
+    node = of_class(workflow, "MuseV_Sampler")
+    empty = {"width": 64, "height": 64, "batch_size": 3}
+    workflow["empty"] = {"class_type": "EmptyLatentImage", "inputs": empty}
+    given = workflow[node]["inputs"]
+    kept = {name: given[name] for name in ("model", "positive", "negative", "seed", "steps", "cfg", "denoise")}
+    kept |= {"sampler_name": "euler", "scheduler": "normal"}
+    if sampler == "MuseV_Sampler":
+        kept |= {"latent": ["empty", 0], "cfg_end": 0.0, "guidance_curve": "linear"}
+    workflow[node] = {"class_type": sampler, "inputs": {"latent_image": ["empty", 0], **kept}}
+    run = server.run(workflow)
+    assert run.end == "execution_success", run.error
+    assert [where for where, _ in run.texts] == [node]
+    assert "no condition frame" in run.texts[0][1] and "Use Image to Video" in run.texts[0][1]
+    assert server.run(clip(seed=7, steps=1)).texts == []
+
+
+def test_after_an_error_of_another_pack_comfyui_finds_no_leak(server):
+    """It looks for networks which outlive their MODEL whenever it loads something."""
+    workflow = clip(seed=8, steps=1)
+    sampler = workflow[of_class(workflow, "MuseV_Sampler")]["inputs"]
+    workflow["broken"] = {"class_type": "Test_Broken", "inputs": {"model": sampler["model"]}}
+    sampler["model"] = ["broken", 0]
+    run = server.run(workflow)
+    assert run.end == "execution_error" and "an error of another pack" in run.error
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    for seed in (9, 10):
+        again = server.run(clip(seed=seed, steps=1))
+        assert again.end == "execution_success", again.error
+    assert "memory leak" not in server.log_end(10**9)
 
 
 @pytest.mark.slow

@@ -70,7 +70,23 @@ class Faces:
         return (FaceAnalysis(),)
 
 
-NODE_CLASS_MAPPINGS = {"Test_Faces": Faces}
+class Broken:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "make", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def make(self, model):
+        def patch(q, k, v, options):
+            raise RuntimeError("an error of another pack")
+
+        broken = model.clone()
+        broken.set_model_attn2_patch(patch)
+        return (broken,)
+
+
+NODE_CLASS_MAPPINGS = {"Test_Faces": Faces, "Test_Broken": Broken}
 """
 
 
@@ -102,6 +118,7 @@ class Run:
 
     messages: list[tuple[str, dict]] = field(default_factory=list)
     previews: list[bytes] = field(default_factory=list)  # JPEG or PNG
+    texts: list[tuple[str, str]] = field(default_factory=list)  # node, and what it shows
     seconds: float = 0.0
 
     @property
@@ -266,7 +283,7 @@ class Server:
             prompt = (await asyncio.to_thread(self.post, "/prompt", body))["prompt_id"]
             async for message in socket:
                 if message.type == aiohttp.WSMsgType.BINARY:
-                    self._preview(run, message.data)
+                    self._binary(run, message.data)
                 elif message.type == aiohttp.WSMsgType.TEXT:
                     content = json.loads(message.data)
                     if content["data"].get("prompt_id") != prompt:
@@ -281,8 +298,11 @@ class Server:
         raise ServerError(f"the connection ended before the workflow did:\n{self.log_end()}")
 
     @staticmethod
-    def _preview(run: Run, data: bytes) -> None:
+    def _binary(run: Run, data: bytes) -> None:
         kind = int.from_bytes(data[:4], "big")
+        if kind == 3:  # text of a node, whose name comes first, with its length
+            end = 8 + int.from_bytes(data[4:8], "big")
+            run.texts.append((data[8:end].decode(), data[end:].decode()))
         if kind == 1:  # JPEG or PNG after one more number
             run.previews.append(data[8:])
         elif kind == 4:  # metadata first, with its length
