@@ -13,6 +13,7 @@ WIDTH, MARGIN, LABEL = 1024, 28, 76
 LEFT, RIGHT = MARGIN + LABEL, WIDTH - MARGIN
 MAX_ROWS = 40  # windows
 MAX_STEPS = 12
+MAX_COMPUTED = 6_000_000  # frames in all windows of all steps drawn
 SHARES, AXIS = 96, 48  # heights
 SEAM = tint(INK, 0.45)
 
@@ -39,7 +40,7 @@ def window_chart(length: int, condition_frames: int, options: WindowOptions, ste
         float32 `(1, height, 1024, 3)`, 0..1. A long clip is shown as far as there is room.
 
     Raises:
-        MuseVError: a number that is not positive, or no frame left to generate.
+        MuseVError: a number that is not positive, no frame left to generate, or more windows than can be drawn.
     """
     if condition_frames < 0 or steps < 1:
         raise MuseVError(f"condition_frames must be 0 or more and steps 1 or more, got {condition_frames} and {steps}.")
@@ -56,20 +57,25 @@ class _Chart:
     def __init__(self, length: int, condition_frames: int, options: WindowOptions, steps: int):
         self.length, self.given, self.options = length, condition_frames, options
         self.generated = length - condition_frames
+        self.steps = min(steps, self._period(), MAX_STEPS)
+        count = math.ceil(self.generated / (options.length - options.overlap))
+        if count * options.length * (1 + self.steps) > MAX_COMPUTED:
+            raise MuseVError(
+                f"{count} windows of {options.length} frames are too many to draw. Ask for a shorter clip: its first "
+                "windows look the same."
+            )
         self.windows = context_windows(self.generated, options)
         self.rows = self.windows[:MAX_ROWS]
         self.shown = self.given + max(max(window) for window in self.rows) + 1  # frames
         self.pitch = (RIGHT - LEFT) / self.shown  # pixels per frame
         self.gap = 1 if self.pitch >= 6 else 0
-        self.steps = min(steps, self._period(), MAX_STEPS)
         self.row_height = min(24, max(8, 440 / len(self.rows)))
 
     def _period(self) -> int:
         """Steps until the schedule is the first one again."""
-        if self.options.schedule != "uniform_v2":
-            return 1
-        advance = self.options.length - self.options.overlap
-        return advance // math.gcd(advance, self.options.shift)
+        options = self.options
+        advance = options.length - options.overlap
+        return advance // math.gcd(advance, options.shift) if options.schedule == "uniform_v2" else 1
 
     def draw(self) -> Tensor:
         head = 84 if self.rows == self.windows else 102

@@ -7,8 +7,9 @@ from torch import Tensor
 from ..musev_core.color import match_moments
 from ..musev_core.errors import MuseVError
 from ..musev_core.images import fit_video, target_size, to_uint8
-from .host.clips import batches, encode, fit, rgb, samples_of
-from .sockets import CATEGORY
+from .host.clips import batches, encode, fit, rgb
+from .host.inputs import check_memory
+from .sockets import CATEGORY, Node
 
 MAX_SIZE, MAX_LENGTH = 4096, 100_000
 SIZE_TOOLTIP = (
@@ -21,7 +22,7 @@ RATIO_TOOLTIP = (
 )
 
 
-class ImageToVideo(io.ComfyNode):
+class ImageToVideo(Node):
     """IMAGE -> LATENT with condition frames at given places."""
 
     @classmethod
@@ -78,9 +79,10 @@ class ImageToVideo(io.ComfyNode):
     @classmethod
     def execute(cls, vae, images, width, height, length, condition_indices, size_ratio) -> io.NodeOutput:
         """Encodes the pictures and puts them into an empty clip."""
-        images = rgb(images, "images")
+        images = rgb(images)
         height, width = _video_size(images, height, width, size_ratio)
         indices = parse_indices(condition_indices, len(images), length)
+        _check_memory(length, height // 8, width // 8)
         fitted = fit(images, height, width)
         latents = encode(vae, fitted)
         samples = latents.new_zeros(length, *latents.shape[1:])
@@ -88,7 +90,7 @@ class ImageToVideo(io.ComfyNode):
         return io.NodeOutput(_clip(samples, indices), fitted, width, height)
 
 
-class VideoToVideo(io.ComfyNode):
+class VideoToVideo(Node):
     """IMAGE frames -> LATENT to start from, with condition frames at the head."""
 
     @classmethod
@@ -145,8 +147,8 @@ class VideoToVideo(io.ComfyNode):
         cls, vae, video, width, height, video_has_condition, size_ratio, condition_images=None
     ) -> io.NodeOutput:
         """Encodes the frames, and the condition images in their place or in front of them."""
-        video = rgb(video, "video")
-        pictures = None if condition_images is None else rgb(condition_images, "condition_images")
+        video = rgb(video)
+        pictures = None if condition_images is None else rgb(condition_images)
         height, width = _video_size(video, height, width, size_ratio)
         if pictures is None and not video_has_condition:
             raise MuseVError(
@@ -170,7 +172,7 @@ class VideoToVideo(io.ComfyNode):
         return io.NodeOutput(_clip(samples, list(range(count))), frames, width, height)
 
 
-class ContinueVideo(io.ComfyNode):
+class ContinueVideo(Node):
     """The end of one LATENT as the condition frames of the next."""
 
     @classmethod
@@ -221,7 +223,7 @@ class ContinueVideo(io.ComfyNode):
     @classmethod
     def execute(cls, previous, length, condition_frames, match_statistics) -> io.NodeOutput:
         """Takes the last frames and puts them at the head of an empty clip."""
-        latents = samples_of(previous, "previous")
+        latents = previous["samples"]
         if condition_frames > len(latents):
             raise MuseVError(
                 f"condition_frames is {condition_frames}, but the previous clip has only {len(latents)} frames."
@@ -231,6 +233,7 @@ class ContinueVideo(io.ComfyNode):
                 f"A clip of {length} frames with {condition_frames} condition frames leaves nothing to generate; ask "
                 "for a longer clip or fewer condition frames."
             )
+        _check_memory(length, *latents.shape[2:])
         last = latents[-condition_frames:]
         if match_statistics:
             last = match_moments(last, latents[:condition_frames], (0, 2, 3))
@@ -283,9 +286,15 @@ def _video_size(images: Tensor, height: int, width: int, ratio: float) -> tuple[
     return height, width
 
 
+def _check_memory(length: int, height: int, width: int) -> None:
+    """Of latents and their mask."""
+    check_memory(f"a clip of {length} frames of {width * 8} x {height * 8} pixels", length, 5, height, width)
+
+
 def _fit_frames(video: Tensor, height: int, width: int) -> Tensor:
     if video.shape[1:3] == (height, width):
         return video
+    check_memory(f"{len(video)} frames of {width} x {height} pixels", len(video), height, width, 3)
     frames = video.new_empty(len(video), height, width, 3)
     for start, stop in batches(len(video)):
         frames[start:stop] = fit_video(to_uint8(video[start:stop]), height, width) / 255

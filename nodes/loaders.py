@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from .host import paths
 from .host.networks import load_ip_adapter, load_motion, load_reference_net
-from .sockets import CATEGORY, IPAdapter, Motion, ReferenceNet
+from .sockets import CATEGORY, IPAdapter, Motion, Node, ReferenceNet
 
 _CATEGORY = CATEGORY + "/loaders"
 _DTYPES = {"auto": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -34,7 +34,7 @@ def _file(name: str, kind: paths.FileKind, tooltip: str) -> io.Combo.Input:
     )
 
 
-class LoadMotion(io.ComfyNode):
+class LoadMotion(Node):
     """A MuseV UNet's motion layers; the Stable Diffusion part of the file is not read."""
 
     @classmethod
@@ -71,7 +71,7 @@ class LoadMotion(io.ComfyNode):
         return io.NodeOutput(load_motion(paths.find(paths.MOTION, motion_name), _DTYPES[dtype]))
 
 
-class LoadReferenceNet(io.ComfyNode):
+class LoadReferenceNet(Node):
     """The network that reads reference pictures."""
 
     @classmethod
@@ -107,7 +107,7 @@ class LoadReferenceNet(io.ComfyNode):
         return io.NodeOutput(load_reference_net(paths.find(paths.REFERENCE_NET, reference_net_name), _DTYPES[dtype]))
 
 
-class LoadIPAdapter(io.ComfyNode):
+class LoadIPAdapter(Node):
     """MuseV's image projection, or an original IP-Adapter with its own attention layers."""
 
     @classmethod
@@ -149,7 +149,7 @@ class LoadIPAdapter(io.ComfyNode):
         return io.NodeOutput(load_ip_adapter(paths.find(paths.IP_ADAPTER, ip_adapter_name), _DTYPES[dtype]))
 
 
-class LoadDemo(io.ComfyNode):
+class LoadDemo(Node):
     """The model inside the pack."""
 
     @classmethod

@@ -8,13 +8,13 @@ from ..musev_core.denoise.noise import NoiseOptions
 from ..musev_core.denoise.windows import WindowOptions
 from .host.options import GuidanceOptions, MotionOptions, Span
 from .host.patching import with_options
-from .sockets import CATEGORY, Motion, span_inputs, window_inputs
+from .sockets import CATEGORY, Motion, Node, span_inputs, window_inputs
 
 _MODEL = CATEGORY + "/model"
 _ANY_ORDER = "A Stable Diffusion 1.5 model. Apply MuseV Motion may come before or after this node."
 
 
-class ApplyMotion(io.ComfyNode):
+class ApplyMotion(Node):
     """MODEL + motion model -> MODEL."""
 
     @classmethod
@@ -73,7 +73,7 @@ class ApplyMotion(io.ComfyNode):
         )
 
 
-class ContextWindows(io.ComfyNode):
+class ContextWindows(Node):
     """How the clip is cut into windows."""
 
     @classmethod
@@ -99,7 +99,7 @@ class ContextWindows(io.ComfyNode):
         return io.NodeOutput(with_options(model, windows=windows))
 
 
-class Noise(io.ComfyNode):
+class Noise(Node):
     """How the noise of the frames is related."""
 
     @classmethod
@@ -156,7 +156,7 @@ class Noise(io.ComfyNode):
         return io.NodeOutput(with_options(model, noise=noise, original_scaling=original_scaling))
 
 
-class GuidanceSchedule(io.ComfyNode):
+class GuidanceSchedule(Node):
     """Guidance that changes over the steps."""
 
     @classmethod

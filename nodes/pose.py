@@ -14,13 +14,14 @@ from ..musev_core.pose.drawing import draw_people
 from ..musev_core.pose.keypoint_json import read_keypoints, write_keypoints
 from ..musev_core.pose.keypoints import PoseFrame
 from ..musev_core.pose.preprocessors import PREPROCESSORS, ControlPreprocessor, check_resolution
-from .sockets import CATEGORY, PoseKeypoint
+from .host.inputs import check_memory
+from .sockets import CATEGORY, Node, PoseKeypoint
 
 _CONTROL = f"{CATEGORY}/control"
 _MAX_SIZE = 8192  # pixels
 
 
-class PreprocessControl(io.ComfyNode):
+class PreprocessControl(Node):
     """Frames to control maps and poses."""
 
     @classmethod
@@ -72,13 +73,16 @@ class PreprocessControl(io.ComfyNode):
         """Runs the detector frame by frame."""
         if resolution:
             check_resolution(resolution)
+        larger = max(1.0, resolution / min(images.shape[1:3]))
+        height, width = (round(larger * side) for side in images.shape[1:3])
+        check_memory(f"{len(images)} maps of {width} x {height} pixels", len(images), height, width, 3)
         device = comfy.model_management.get_torch_device()
         detector = ControlPreprocessor(preprocessor, folders=_weight_folders(), device=device)
         found = detector.run(images, resolution=resolution, on_frame=_progress(len(images)))
         return io.NodeOutput(found.maps.float().div_(255), write_keypoints(found.poses))
 
 
-class AlignPose(io.ComfyNode):
+class AlignPose(Node):
     """Poses of a video in the proportions of the person in a picture."""
 
     @classmethod
@@ -148,7 +152,7 @@ class AlignPose(io.ComfyNode):
         return io.NodeOutput(write_keypoints(aligned), maps)
 
 
-class DrawPose(io.ComfyNode):
+class DrawPose(Node):
     """Poses to pictures."""
 
     @classmethod
@@ -209,6 +213,12 @@ def _draw(frames: list[PoseFrame], width: int, height: int, **parts: bool) -> to
             f"the poses come from pictures of different sizes (height x width: {sorted(sizes)}); set width and height"
         )
     size = sizes.pop()
+    if max(size) > _MAX_SIZE:
+        raise MuseVError(
+            f"the poses come from pictures of {size[1]} x {size[0]} pixels, and {_MAX_SIZE} a side can be drawn; set "
+            "width and height"
+        )
+    check_memory(f"{len(frames)} pictures of {size[1]} x {size[0]} pixels", len(frames), *size, 3)
     pictures = torch.empty((len(frames), *size, 3))
     report = _progress(len(frames))
     for i, frame in enumerate(frames):

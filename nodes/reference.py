@@ -7,7 +7,7 @@ from .host.clips import rgb
 from .host.faces import embeddings, with_face_lora
 from .host.options import FaceOptions, ImagePromptOptions, ReferenceOptions, Span, options_of
 from .host.patching import with_options
-from .sockets import CATEGORY, InsightFace, IPAdapter, ReferenceNet, span_inputs
+from .sockets import CATEGORY, InsightFace, IPAdapter, Node, ReferenceNet, span_inputs
 
 _MODEL = CATEGORY + "/model"
 
@@ -30,7 +30,7 @@ def _refuse_second(model, name: str, title: str) -> None:
         )
 
 
-class ApplyReferenceNet(io.ComfyNode):
+class ApplyReferenceNet(Node):
     """Pictures whose details every frame may look at."""
 
     @classmethod
@@ -86,12 +86,12 @@ class ApplyReferenceNet(io.ComfyNode):
         if width % 8 or height % 8:
             raise MuseVError(f"width and height must be multiples of 8 pixels or 0, got {width} x {height}")
         options = ReferenceOptions(
-            reference_net, vae, rgb(images, "images"), strength, Span(start_percent, end_percent), width, height
+            reference_net, vae, rgb(images), strength, Span(start_percent, end_percent), width, height
         )
         return io.NodeOutput(with_options(model, reference=options))
 
 
-class ApplyIPAdapter(io.ComfyNode):
+class ApplyIPAdapter(Node):
     """Pictures as part of the prompt."""
 
     @classmethod
@@ -143,12 +143,10 @@ class ApplyIPAdapter(io.ComfyNode):
         _refuse_second(model, "image_prompt", "Apply IP-Adapter")
         if ip_adapter.config.kind == "faceid":
             raise MuseVError(f"{ip_adapter.name} is an IP-Adapter FaceID: use Apply FaceID for it")
-        if mask is not None and mask.ndim == 2:
-            mask = mask[None]
         options = ImagePromptOptions(
             ip_adapter,
             clip_vision,
-            rgb(images, "images"),
+            rgb(images),
             weight,
             combine,
             Span(start_percent, end_percent),
@@ -157,7 +155,7 @@ class ApplyIPAdapter(io.ComfyNode):
         return io.NodeOutput(with_options(model, image_prompt=options))
 
 
-class ApplyFaceID(io.ComfyNode):
+class ApplyFaceID(Node):
     """A face as part of the prompt."""
 
     @classmethod
@@ -212,7 +210,7 @@ class ApplyFaceID(io.ComfyNode):
             raise MuseVError(
                 f"{ip_adapter.name} is no IP-Adapter FaceID ({ip_adapter.config.kind}): load ip-adapter-faceid_sd15.bin"
             )
-        found = embeddings(rgb(images, "images"), insightface)
+        found = embeddings(rgb(images), insightface)
         model = with_options(model, face=FaceOptions(ip_adapter, found, weight, span))
         return io.NodeOutput(with_face_lora(model, ip_adapter, lora_strength))
 

@@ -7,14 +7,13 @@ from comfy_api.latest import io
 
 from ..musev_core.config import GUIDANCE_METHODS
 from ..musev_core.errors import MuseVError
-from .host.clips import samples_of
 from .host.options import GuidanceOptions, options_of
 from .host.patching import with_options
 from .host.schedules import ORIGINAL, sigmas_of
-from .sockets import CATEGORY
+from .sockets import CATEGORY, Node
 
 
-class SampleVideo(io.ComfyNode):
+class SampleVideo(Node):
     """The easy way: one node from LATENT to LATENT."""
 
     @classmethod
@@ -117,13 +116,8 @@ class SampleVideo(io.ComfyNode):
         """Samples."""
         if options_of(model).motion is None:
             raise MuseVError("the MODEL has no motion: put Apply MuseV Motion between the checkpoint and this node")
-        samples = comfy.sample.fix_empty_latent_channels(model, samples_of(latent, "latent"))
+        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         mask = latent.get("noise_mask")
-        if mask is not None and mask.shape[0] not in (1, samples.shape[0]):
-            raise MuseVError(
-                f"the latent has {samples.shape[0]} frames, but its noise mask {mask.shape[0]}; give the mask as many, "
-                "or 1"
-            )
         if cfg_end not in (0, cfg):
             model = with_options(model, guidance=GuidanceOptions(cfg, cfg_end, guidance_curve))
         if scheduler == ORIGINAL:

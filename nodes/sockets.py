@@ -1,8 +1,14 @@
 """What the families of nodes share: the pack's own wires, the menu, inputs which mean the same everywhere."""
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..musev_core.config import FUSIONS, SCHEDULES
+from .host.inputs import check_inputs
 
 Motion = io.Custom("MUSEV_MOTION")
 ReferenceNet = io.Custom("MUSEV_REFERENCENET")
@@ -13,6 +19,29 @@ PoseKeypoint = io.Custom("POSE_KEYPOINT")
 InsightFace = io.Custom("INSIGHTFACE")
 
 CATEGORY = "MuseV"
+
+
+class Node(io.ComfyNode):
+    """A node whose `execute` sees what its schema promises: links and other programs may bring anything."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        execute = vars(cls).get("execute")
+        # ComfyUI copies a class with all it has at every call
+        if execute is not None and not hasattr(execute.__func__, "__wrapped__"):
+            cls.execute = classmethod(_checked(execute.__func__))  # type: ignore[assignment]
+
+
+def _checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    parameters = inspect.signature(execute)
+
+    @wraps(execute)
+    def checked(cls: Any, *args: Any, **kwargs: Any) -> io.NodeOutput:
+        _, *given = parameters.bind(cls, *args, **kwargs).arguments.items()
+        own = inspect.signature(cls.validate_inputs).parameters
+        return execute(cls, **check_inputs(cls.define_schema().inputs, dict(given), own))
+
+    return checked
 
 
 def span_inputs(what: str) -> list[io.Float.Input]:

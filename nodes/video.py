@@ -12,13 +12,13 @@ from ..musev_core.errors import MuseVError
 from ..musev_core.measurement import measure
 from ..musev_core.metric_chart import metric_chart
 from ..musev_core.window_chart import seams, window_chart
-from .host.clips import batches, fit, rgb, samples_of
-from .sockets import CATEGORY, window_inputs
+from .host.clips import batches, fit, rgb
+from .sockets import CATEGORY, Node, window_inputs
 
 MENU = f"{CATEGORY}/video"
 
 
-class JoinVideo(io.ComfyNode):
+class JoinVideo(Node):
     """Two LATENTs in a row."""
 
     @classmethod
@@ -47,7 +47,7 @@ class JoinVideo(io.ComfyNode):
     @classmethod
     def execute(cls, first, second, overlap) -> io.NodeOutput:
         """Concatenates the frames."""
-        before, after = samples_of(first, "first"), samples_of(second, "second")
+        before, after = first["samples"], second["samples"]
         if before.shape[2:] != after.shape[2:]:
             sizes = " and ".join(f"{s.shape[3] * 8} x {s.shape[2] * 8}" for s in (before, after))
             raise MuseVError(f"Both clips must have the same width and height, got {sizes} pixels.")
@@ -58,7 +58,7 @@ class JoinVideo(io.ComfyNode):
         return io.NodeOutput({"samples": torch.cat([before, after[overlap:].to(before)])})
 
 
-class MatchColor(io.ComfyNode):
+class MatchColor(Node):
     """IMAGE -> IMAGE with the colours of a picture."""
 
     @classmethod
@@ -97,7 +97,7 @@ class MatchColor(io.ComfyNode):
     @classmethod
     def execute(cls, images, reference, method, amount) -> io.NodeOutput:
         """Matches the frames in batches."""
-        frames, picture = rgb(images, "images"), rgb(reference, "reference")
+        frames, picture = rgb(images), rgb(reference)
         match_color(frames[:1], picture, method, 0.0)  # the inputs are checked before the work begins
         if amount == 0:
             return io.NodeOutput(images)
@@ -107,7 +107,7 @@ class MatchColor(io.ComfyNode):
         return io.NodeOutput(matched)
 
 
-class VisualizeWindows(io.ComfyNode):
+class VisualizeWindows(Node):
     """Numbers -> a picture of the window schedule."""
 
     @classmethod
@@ -149,7 +149,7 @@ class VisualizeWindows(io.ComfyNode):
         return io.NodeOutput(window_chart(length, condition_frames, options, steps))
 
 
-class MeasureVideo(io.ComfyNode):
+class MeasureVideo(Node):
     """IMAGE -> numbers and curves."""
 
     @classmethod
@@ -208,7 +208,7 @@ class MeasureVideo(io.ComfyNode):
     @classmethod
     def execute(cls, images, context_length, context_overlap, condition_frames, reference=None) -> io.NodeOutput:
         """Measures frame by frame, and shows text and curves on the node."""
-        frames = rgb(images, "images")
+        frames = rgb(images)
         options = WindowOptions(context_length, context_overlap)
         generated = len(frames) - condition_frames
         if generated < 1:
@@ -216,7 +216,7 @@ class MeasureVideo(io.ComfyNode):
                 f"The video has {len(frames)} frames and condition_frames is {condition_frames}: no generated frame is "
                 "left to measure."
             )
-        pictures = None if reference is None else fit(rgb(reference, "reference"), *frames.shape[1:3])
+        pictures = None if reference is None else fit(rgb(reference), *frames.shape[1:3])
         if pictures is not None and len(pictures) > max(1, condition_frames):
             raise MuseVError(
                 f"reference has {len(pictures)} pictures, but condition_frames is {condition_frames}; give one picture "

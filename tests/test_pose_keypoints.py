@@ -3,9 +3,12 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.poses import frame, person, without
 
 from musev_core.errors import MuseVError
+from musev_core.pose.drawing import draw_people
 from musev_core.pose.keypoint_json import read_keypoints, write_keypoints
 from musev_core.pose.keypoints import (
     BODY,
@@ -186,8 +189,43 @@ def test_missing_parts_other_keys_and_one_frame_without_a_list_are_understood():
         ([dictionary(), dictionary(pose_keypoints_2d=[1, 2])], "frame 1 of POSE_KEYPOINT: person 0: pose_keypoints_2d"),
         ([dictionary(hand_left_keypoints_2d=["x"] * 63)], "hand_left_keypoints_2d must be a flat list of numbers"),
         ([dictionary(face_keypoints_2d=triples(69))], "face_keypoints_2d must have 210 or 204 numbers"),
+        ([dictionary(pose_keypoints_2d=5)], "pose_keypoints_2d must have 54 numbers"),
+        ([dictionary(pose_keypoints_2d=[10**400] * 54)], "pose_keypoints_2d must be a flat list of numbers"),
+        ([dictionary(pose_keypoints_2d=[float("nan")] * 54)], "must be a flat list of finite numbers"),
+        (
+            [{"people": 5, "canvas_height": 8, "canvas_width": 8}],
+            "people must be a list with one dictionary per person",
+        ),
+        (
+            [{"people": [], "canvas_height": float("nan"), "canvas_width": 8}],
+            "canvas_height must be a number of pixels",
+        ),
     ],
 )
 def test_other_data_is_refused_with_its_place(data, message):
     with pytest.raises(MuseVError, match=re.escape(message)):
         read_keypoints(data)
+
+
+ODD = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["people", "canvas_height", "canvas_width", "pose_keypoints_2d"]), inner, max_size=4
+        ),
+    ),
+    max_leaves=12,
+)
+
+
+@given(data=ODD, body=st.lists(st.floats() | st.integers(), min_size=54, max_size=54))
+def test_any_data_is_read_or_refused(data, body):
+    person = {"people": [{"pose_keypoints_2d": body}], "canvas_height": 64, "canvas_width": 64}
+    for given_data in (data, [data], person, {"people": data, "canvas_height": 64, "canvas_width": 64}):
+        try:
+            frames = read_keypoints(given_data)
+        except MuseVError:
+            continue
+        draw_people(frames[0].people, 16, 16)
+        assert read_keypoints(write_keypoints(frames))

@@ -1,5 +1,6 @@
 """POSE_KEYPOINT dictionaries, as comfyui_controlnet_aux makes them and OpenPose wrote them first (extra.md 4.4)."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,8 +62,11 @@ def _read_frame(frame: Any) -> PoseFrame:
     if not isinstance(frame, Mapping) or "people" not in frame:
         raise MuseVError(f"expected a dictionary with people, canvas_height and canvas_width, got {_short(frame)}")
     height, width = (_side(frame.get(key), key) for key in ("canvas_height", "canvas_width"))
+    given = frame["people"] or ()
+    if not isinstance(given, Sequence):
+        raise MuseVError(f"people must be a list with one dictionary per person, got {_short(given)}")
     people = []
-    for number, person in enumerate(frame["people"] or ()):
+    for number, person in enumerate(given):
         with blame(f"person {number}"):
             people.append(_read_person(person, height, width))
     return PoseFrame(people, height, width)
@@ -70,7 +74,7 @@ def _read_frame(frame: Any) -> PoseFrame:
 
 def _side(value: Any, key: str) -> int:
     if not isinstance(value, (int, float)) or not 1 <= value < 1 << 20:
-        raise MuseVError(f"{key} must be a number of pixels, 1 or more, got {value!r}")
+        raise MuseVError(f"{key} must be a number of pixels, 1 or more, got {_short(value)}")
     return int(value)
 
 
@@ -102,12 +106,16 @@ def _normalised(pixels: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 def _triples(values: Any, key: str, count: int) -> np.ndarray:
     """`(n, 3)` with n = count, or 0 for null, or 68 of the 70 points of a face."""
-    if values is None or len(values) == 0:
+    if values is None:
         return np.zeros((0, 3))
     try:
         array = np.asarray(values, np.float64).reshape(-1)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise MuseVError(f"{key} must be a flat list of numbers, got {_short(values)}") from error
+    if len(array) == 0:
+        return np.zeros((0, 3))
+    if not np.isfinite(array).all():
+        raise MuseVError(f"{key} must be a flat list of finite numbers, got {_short(values)}")
     lengths = (3 * count, 3 * _LANDMARKS) if key == "face_keypoints_2d" else (3 * count,)
     if len(array) not in lengths:
         expected = " or ".join(str(n) for n in lengths)
@@ -129,5 +137,5 @@ def _write_person(person: Person, frame: PoseFrame) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # looks at the beginning only
     return text if len(text) <= 80 else f"{text[:77]}..."

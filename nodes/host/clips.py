@@ -1,4 +1,4 @@
-"""What comes along the wires as IMAGE, VAE and LATENT: checked, and in the one form the nodes work with."""
+"""Pictures and frames in the one form the nodes work with, and as latents."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,22 +10,14 @@ from torch import Tensor
 
 from ...musev_core.errors import MuseVError
 from ...musev_core.images import fit_images, to_uint8
+from .inputs import LATENT_CHANNELS, check_memory
 
 BATCH = 16  # frames between two looks at the interrupt button
-LATENT_CHANNELS, PIXELS_PER_LATENT = 4, 8  # of Stable Diffusion 1.5
+PIXELS_PER_LATENT = 8  # of Stable Diffusion 1.5
 
 
-def rgb(images: Tensor, name: str) -> Tensor:
-    """An IMAGE as `(n, H, W, 3)`, transparency laid on white.
-
-    Raises:
-        MuseVError: not a batch of pictures; the message calls it `name`.
-    """
-    if images.ndim != 4 or images.shape[-1] not in (3, 4) or 0 in images.shape or not images.is_floating_point():
-        raise MuseVError(
-            f"{name} must be pictures of shape (frames, height, width, 3) with values 0..1, got {tuple(images.shape)} "
-            f"of {images.dtype}."
-        )
+def rgb(images: Tensor) -> Tensor:
+    """An IMAGE as `(n, H, W, 3)`, transparency laid on white."""
     if images.shape[-1] == 3:
         return images
     alpha = images[..., 3:]
@@ -36,33 +28,16 @@ def fit(images: Tensor, height: int, width: int) -> Tensor:
     """Pictures `(n, H, W, 3)`, 0..1, cropped and resized with Lanczos; those of the right size as they are."""
     if images.shape[1:3] == (height, width):
         return images
+    check_memory(f"{len(images)} pictures of {width} x {height} pixels", len(images), height, width, 3)
     return fit_images(to_uint8(images), height, width).to(images.dtype) / 255
-
-
-def samples_of(latent: dict[str, Any], name: str) -> Tensor:
-    """The latents `(frames, 4, h, w)` of a LATENT.
-
-    Raises:
-        MuseVError: latents of another kind of model; the message calls them `name`.
-    """
-    samples = latent["samples"]
-    if getattr(samples, "is_nested", False) or samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS:
-        shape = "several tensors" if getattr(samples, "is_nested", False) else f"the shape {tuple(samples.shape)}"
-        raise MuseVError(
-            f"{name} must be the latents of a Stable Diffusion 1.5 video, (frames, {LATENT_CHANNELS}, height, width), "
-            f"got {shape}."
-        )
-    return samples
 
 
 def encode(vae: Any, pixels: Tensor) -> Tensor:
     """Latents `(n, 4, H / 8, W / 8)` of frames `(n, H, W, 3)`, unscaled, with progress; can be interrupted.
 
     Raises:
-        MuseVError: no VAE, or one whose latents are not those of Stable Diffusion 1.5.
+        MuseVError: the VAE's latents are not those of Stable Diffusion 1.5.
     """
-    if vae is None:
-        raise MuseVError("There is no VAE: the checkpoint holds none. Load one of its own with Load VAE.")
     height, width = (size // PIXELS_PER_LATENT for size in pixels.shape[1:3])
     parts = []
     for start, stop in batches(len(pixels)):

@@ -187,6 +187,8 @@ def find(kind: FileKind, name: str) -> str:
     Raises:
         MuseVError: it is not there (any more), or nothing was there to choose from.
     """
+    if not isinstance(name, str):  # from another program
+        raise MuseVError(f"The {kind.noun} is chosen by its name, got {name!r}.")
     for candidate in dict.fromkeys((name, name.replace("\\", "/"))):
         for key in kind.folders if candidate else ():
             if path := _path(key, candidate):

@@ -9,13 +9,19 @@ from torch import Tensor
 from ...musev_core.errors import MuseVError
 
 ORIGINAL = "musev_linspace"
+MOST_STEPS = 100_000
 
 
 def sigmas_of(model: Any, scheduler: str, steps: int, denoise: float, sampler: str) -> Tensor:
     """`(steps + 1)` noise levels, highest first, 0 last, as KSampler has them; empty if there is nothing to do."""
     if denoise <= 0:
         return torch.zeros(0)
-    total = steps if denoise > 0.9999 else int(steps / denoise)
+    total = steps if denoise > 0.9999 else int(min(steps / denoise, MOST_STEPS + 1))
+    if total > MOST_STEPS:
+        raise MuseVError(
+            f"{steps} steps with a denoise of {denoise} are a part of more than {MOST_STEPS} steps; raise denoise, or "
+            "take fewer steps."
+        )
     sampling = model.get_model_object("model_sampling")
     # some samplers cannot take the last step down to nothing from a level as low as the one before it
     leap = sampler in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS

@@ -1,5 +1,7 @@
 """Image to Video, Video to Video and Continue Video with a real, tiny VAE."""
 
+from types import SimpleNamespace
+
 import comfy.model_management
 import pytest
 import torch
@@ -119,13 +121,16 @@ def test_image_to_video_says_what_is_wrong(vae, inputs, message):
 def test_a_vae_of_another_kind_of_model_is_refused(sizes):
     with pytest.raises(MuseVError, match="This VAE does not fit"):
         image_to_video(tiny_vae(**sizes), pictures(1))
-    with pytest.raises(MuseVError, match="There is no VAE"):
+    with pytest.raises(MuseVError, match="vae must be a VAE.*load one with Load VAE, got nothing"):
         image_to_video(None, pictures(1))
 
 
 def test_wrong_numbers_are_found_before_anything_is_encoded():
+    def encode(*_):
+        raise AssertionError("encoded")
+
     with pytest.raises(MuseVError, match="whole numbers"):
-        image_to_video(None, pictures(1), indices="x")
+        image_to_video(SimpleNamespace(encode=encode), pictures(1), indices="x")
 
 
 # ---- Video to Video ------------------------------------------------------------------------------------------------
