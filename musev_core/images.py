@@ -1,8 +1,7 @@
-"""Pictures: load, save, crop, resize, and the forms the VAE, CLIP and the eye want them in."""
+"""Pictures: crop, resize, and the forms the VAE, CLIP and the eye want them in."""
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +13,9 @@ from .errors import MuseVError, require
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-MIN_SIDE = 8  # pixels: one latent pixel
 BACKGROUND = 128  # grey of contact sheets
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 # ---- checks and number formats -------------------------------------------------------------------------------------
@@ -159,8 +156,8 @@ def fit_images(
     top, left, bottom, right = crop_box(images.shape[1], images.shape[2], height, width, legacy=legacy)
     if images.shape[1:3] == (height, width) and not legacy:
         return images
-    pictures = _to_pil(images[:, top:bottom, left:right])
-    return _from_pil(picture.resize((width, height), filters[resample]) for picture in pictures).to(images.device)
+    pictures = to_pil(images[:, top:bottom, left:right])
+    return from_pil(picture.resize((width, height), filters[resample]) for picture in pictures).to(images.device)
 
 
 def fit_video(frames: torch.Tensor, height: int, width: int, *, legacy: bool = False) -> torch.Tensor:
@@ -236,9 +233,9 @@ def clip_pixel_values(
             images = images[:, top:bottom, left:right]
     h, w = images.shape[1:3]
     new_h, new_w = (size, int(size * w / h)) if h <= w else (int(size * h / w), size)
-    pictures = (picture.resize((new_w, new_h), Image.Resampling.BICUBIC) for picture in _to_pil(images))
+    pictures = (picture.resize((new_w, new_h), Image.Resampling.BICUBIC) for picture in to_pil(images))
     top, left = (new_h - size) // 2, (new_w - size) // 2
-    squares = _from_pil(pictures)[:, top : top + size, left : left + size].to(images.device)
+    squares = from_pil(pictures)[:, top : top + size, left : left + size].to(images.device)
     mean, std = squares.new_tensor(CLIP_MEAN, dtype=torch.float32), squares.new_tensor(CLIP_STD, dtype=torch.float32)
     return ((squares.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
@@ -296,57 +293,7 @@ def canny(frames: torch.Tensor, low: float = 100, high: float = 200) -> torch.Te
     return torch.from_numpy(edges).to(frames.device)[..., None].repeat(1, 1, 1, 3)
 
 
-# ---- files and views -----------------------------------------------------------------------------------------------
-
-
-def load_image(path: str | Path) -> torch.Tensor:
-    """An image file as uint8 `(1, H, W, 3)`: upright by its EXIF tag, transparency on white, any depth (extra.md 7.1).
-
-    Raises:
-        MuseVError: no such file, not an image or a damaged one, a floating-point image, or a side under 8 pixels.
-    """
-    from PIL import Image, ImageOps
-
-    path = Path(path)
-    if not path.is_file():
-        raise MuseVError(f"There is no image file {str(path)!r}.")
-    try:
-        with Image.open(path) as image:
-            picture = _as_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:
-        raise MuseVError(f"{str(path)!r} cannot be read as an image: {error}") from error
-    if min(picture.size) < MIN_SIDE:
-        raise MuseVError(
-            f"{str(path)!r} is only {picture.height} x {picture.width} pixels (height x width); "
-            f"at least {MIN_SIDE} on each side are needed."
-        )
-    return _from_pil([picture])
-
-
-def load_images(paths: Iterable[str | Path]) -> list[torch.Tensor]:
-    """One `load_image` result per path; sizes may differ, so fit each before stacking them."""
-    return [load_image(path) for path in paths]
-
-
-def save_image(path: str | Path, image: torch.Tensor) -> None:
-    """Writes one picture `(1, H, W, 3)`, uint8 or float 0..1, as PNG, JPEG or WebP by suffix; replaces the file.
-
-    Raises:
-        MuseVError: more than one picture, a wrong shape or dtype, an unknown suffix, a folder that does not exist,
-            or a file that cannot be written.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise MuseVError(f"Unknown image format {path.suffix!r} of {str(path)!r}: use {', '.join(IMAGE_SUFFIXES)}.")
-    pictures = _to_pil(to_uint8(image))
-    if len(pictures) != 1:
-        raise MuseVError(f"{str(path)!r} can hold one picture, got {len(pictures)} frames.")
-    if not path.parent.is_dir():
-        raise MuseVError(f"There is no folder {str(path.parent)!r} to write {path.name!r} to.")
-    try:
-        pictures[0].save(path, quality=95, lossless=True)  # JPEG takes the first, WebP the second, PNG neither
-    except OSError as error:
-        raise MuseVError(f"{str(path)!r} cannot be written: {error}") from error
+# ---- views ---------------------------------------------------------------------------------------------------------
 
 
 def contact_sheet(frames: torch.Tensor, *, columns: int = 4, gap: int = 4, max_frames: int = 16) -> torch.Tensor:
@@ -385,25 +332,13 @@ def contact_sheet(frames: torch.Tensor, *, columns: int = 4, gap: int = 4, max_f
     return sheet
 
 
-def _as_rgb(picture: "PILImage") -> "PILImage":
-    from PIL import Image
-
-    if picture.mode == "F":
-        raise ValueError("it holds floating-point values of unknown range. Save it with 8 or 16 bits.")
-    if picture.mode.startswith("I"):  # 16 bits, which PIL would clip instead of scaling
-        grey = np.round(np.asarray(picture, dtype=np.float64) / 257)
-        picture = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
-    elif picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
-
-
-def _to_pil(images: torch.Tensor) -> list["PILImage"]:
+def to_pil(images: torch.Tensor) -> list["PILImage"]:
+    """Pillow's pictures of uint8 `(n, H, W, 3)`."""
     from PIL import Image
 
     return [Image.fromarray(np.ascontiguousarray(image)) for image in images.cpu().numpy()]
 
 
-def _from_pil(pictures: "Iterable[PILImage]") -> torch.Tensor:
+def from_pil(pictures: "Iterable[PILImage]") -> torch.Tensor:
+    """uint8 `(n, H, W, 3)` of RGB pictures of one size."""
     return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))

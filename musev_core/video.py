@@ -1,7 +1,9 @@
-"""Video files: read and written frame by frame through PyAV, so that length costs no memory."""
+"""Videos: read and written frame by frame, so that length costs no memory."""
 
 import contextlib
+import itertools
 import logging
+import os
 import re
 import shutil
 import uuid
@@ -10,12 +12,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .errors import MuseVError
+from .file_names import long_path, shown
 from .images import to_uint8
-from .video_encoders import ENCODERS, EXACT, Encoder, PngFolder, filter_graph
+from .video_decoders import PictureFolder, VideoFile, open_source
+from .video_encoders import ENCODERS, Encoder, PngFolder
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ def read_video(path: str | Path, *, stride: int = 1, start: int = 0, max_frames:
     """Frames `start`, `start + stride`, ... of a video, upright (extra.md 7.1).
 
     Args:
+        path: a video file, or a folder of pictures.
         max_frames: stop after so many; None reads to the end.
 
     Returns:
@@ -45,77 +49,36 @@ def read_video(path: str | Path, *, stride: int = 1, start: int = 0, max_frames:
     """
     if max_frames is not None and max_frames < 1:
         raise MuseVError(f"max_frames must be 1 or more, got {max_frames}.")
-    frames = []
-    for frame in iter_frames(path, stride=stride, start=start):
-        frames.append(frame)
-        if len(frames) == max_frames:
-            break
-    return Video(torch.stack(frames), frame_rate(path) / stride)
+    source = _source(path, stride, start)
+    frames = list(itertools.islice(source.frames(start, stride), max_frames))
+    return Video(torch.stack(frames), source.fps / stride)
 
 
 def iter_frames(path: str | Path, *, stride: int = 1, start: int = 0) -> Iterator[torch.Tensor]:
-    """Frames `start`, `start + stride`, ... of a video, one at a time: uint8 `(H, W, 3)` RGB, upright.
+    """Frames `start`, `start + stride`, ... of a video, one at a time: uint8 `(H, W, 3)` RGB, upright, of one size.
+
+    A video is a file, or a folder of pictures in the order of their numbers. Pixels that are not square are made so.
 
     Raises:
-        MuseVError: at once for a stride below 1, a negative start, a missing file or one without pictures;
-            while reading for a damaged file, or if the video ends before `start`.
+        MuseVError: at once for a stride below 1, a negative start, a missing file, one without pictures or with frames
+            beyond 8K; while reading for a damaged file, or if the video ends before `start`.
     """
-    if stride < 1 or start < 0:
-        raise MuseVError(f"stride must be 1 or more and start 0 or more, got stride {stride} and start {start}.")
-    path = Path(path)
-    frame_rate(path)
-    return _decode(path, stride, start)
+    return _source(path, stride, start).frames(start, stride)
 
 
 def frame_rate(path: str | Path) -> float:
-    """Average frames per second of a video file.
+    """Average frames per second of a video file; 25 where it does not say, as a folder of pictures.
 
     Raises:
         MuseVError: a missing file, one that is not a video, or one without pictures.
     """
-    with _open_video(Path(path)) as container:
-        stream = container.streams.video[0]
-        return float(stream.average_rate or stream.guessed_rate or 25)  # FFmpeg's own default
+    return open_source(Path(path)).fps
 
 
-@contextlib.contextmanager
-def _open_video(path: Path):
-    import av
-    from av.error import FFmpegError
-
-    if not path.is_file():
-        raise MuseVError(f"There is no video file {str(path)!r}.")
-    try:
-        container = av.open(str(path))
-    except (FFmpegError, OSError) as error:
-        raise MuseVError(f"{str(path)!r} cannot be read as a video: {error}") from error
-    with container:
-        # No pixel format: FFmpeg saw no frame of it, as with animated WebP.
-        if not container.streams.video or not container.streams.video[0].codec_context.pix_fmt:
-            raise MuseVError(f"{str(path)!r} has no video stream that can be decoded.")
-        yield container
-
-
-def _decode(path: Path, stride: int, start: int) -> Iterator[torch.Tensor]:
-    from av.error import FFmpegError
-
-    count = 0
-    with _open_video(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        try:
-            to_rgb = filter_graph([("scale", f"flags={EXACT}"), ("format", "rgb24")], template=stream)
-            for frame in container.decode(stream):
-                if count >= start and (count - start) % stride == 0:
-                    to_rgb.push(frame)
-                    rgb = to_rgb.pull().to_ndarray()
-                    quarter_turns = round(getattr(frame, "rotation", 0) / 90)  # counter-clockwise; PyAV 14 and later
-                    yield torch.from_numpy(np.ascontiguousarray(np.rot90(rgb, quarter_turns)))
-                count += 1
-        except FFmpegError as error:
-            raise MuseVError(f"{str(path)!r} cannot be read after frame {count}: {error}") from error
-    if count <= start:
-        raise MuseVError(f"{str(path)!r} has {count} frames, so there is none left from frame {start} on.")
+def _source(path: str | Path, stride: int, start: int) -> VideoFile | PictureFolder:
+    if stride < 1 or start < 0:
+        raise MuseVError(f"stride must be 1 or more and start 0 or more, got stride {stride} and start {start}.")
+    return open_source(Path(path))
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -132,7 +95,7 @@ def unique_path(path: str | Path) -> Path:
     """`path` if nothing is there, otherwise the first free one of `path-2`, `path-3`, ... with the same suffix."""
     path = candidate = Path(path)
     number = 2
-    while candidate.exists():
+    while long_path(candidate).exists():
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
         number += 1
     return candidate
@@ -171,23 +134,22 @@ class VideoWriter:
         if suffix not in ENCODERS:
             known = ", ".join(name for name in ENCODERS if name)
             raise MuseVError(
-                f"Unknown video format {suffix!r} of {str(path)!r}: use {known}, or none for a folder of PNG files."
+                f"Unknown video format {suffix!r} of {shown(path)}: use {known}, or none for a folder of PNG files."
             )
         if not 0.01 <= fps <= 1000:
             raise MuseVError(f"fps must be a positive number of frames per second (0.01 to 1000), got {fps}.")
         if not 0 <= crf <= 51:
             raise MuseVError(f"crf must lie in 0..51, got {crf}.")
-        if self.path.exists() and self.path.is_dir() != (suffix == ""):
-            kind = "folder" if self.path.is_dir() else "file"
-            raise MuseVError(f"{str(path)!r} is an existing {kind} of another sort. Choose another name.")
-        if self._occupied() and not overwrite:
-            raise MuseVError(f"{str(path)!r} exists already. Choose another name, or allow it with overwrite=True.")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MuseVError(f"The folder {str(self.path.parent)!r} cannot be made: {error}") from error
+            self._check_target(suffix)
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+        except MuseVError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: NUL, or characters the system's encoding does not have
+            raise MuseVError(f"{shown(path)} cannot be made: {error}") from error
         self._rate = Fraction(fps).limit_denominator(1001)
-        self._part = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.part")
+        # a short name, whatever the target's length; a whole path, or FFmpeg would take `a:b/` for a protocol
+        self._part = self._target.absolute().with_name(f".{uuid.uuid4().hex}.part")
 
     def __enter__(self) -> "VideoWriter":
         """The writer itself."""
@@ -208,7 +170,7 @@ class VideoWriter:
                 file that cannot be written (no rights, a full disk, an FFmpeg without the encoder).
         """
         if self._finished:
-            raise MuseVError(f"{str(self.path)!r} is finished; frames can only be written before close or discard.")
+            raise MuseVError(f"{shown(self.path)} is finished; frames can only be written before close or discard.")
         frames = to_uint8(frames)
         size = (frames.shape[1], frames.shape[2])
         sink = self._sink
@@ -233,14 +195,19 @@ class VideoWriter:
             return
         self._finished = True
         if self._sink is None:
-            raise MuseVError(f"No frames were written, so there is no {str(self.path)!r}.")
+            raise MuseVError(f"No frames were written, so there is no {shown(self.path)}.")
         try:
             with self._blamed():
                 self._sink.close()
-                self._publish()
         except BaseException:
             self.discard()
             raise
+        try:
+            self._publish()
+        except OSError as error:  # the work is done and must not be lost
+            raise MuseVError(
+                f"The video is finished, but cannot be named {shown(self.path)}: {error}. It is here: {self._part}"
+            ) from error
 
     def discard(self) -> None:
         """Gives up: removes what was written so far."""
@@ -262,22 +229,48 @@ class VideoWriter:
 
         try:
             yield
-        except (FFmpegError, OSError, UnknownCodecError) as error:
-            raise MuseVError(f"{str(self.path)!r} cannot be written: {error}") from error
+        except (FFmpegError, OSError, UnicodeError, UnknownCodecError) as error:
+            raise MuseVError(f"{shown(self.path)} cannot be written: {error}") from error
+
+    @property
+    def _target(self) -> Path:
+        return long_path(self.path)
+
+    def _check_target(self, suffix: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._target.lstat()  # whether the system takes the name
+        if self._target.exists() and self._target.is_dir() != (suffix == ""):
+            kind = "folder" if self._target.is_dir() else "file"
+            raise MuseVError(f"{shown(self.path)} is an existing {kind} of another sort. Choose another name.")
+        if self._occupied() and not self._overwrite:
+            raise MuseVError(
+                f"{shown(self.path)} exists already. Choose another name, or allow it with overwrite=True."
+            )
 
     def _occupied(self) -> bool:
-        return self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()))
+        return self._target.is_file() or (self._target.is_dir() and any(self._target.iterdir()))
 
     def _publish(self) -> None:
         if self._occupied() and not self._overwrite:  # somebody else was faster; hours of work must not be lost
-            taken, self.path = self.path, unique_path(self.path)
-            log.warning("%s was created meanwhile; writing %s instead.", taken, self.path)
-        if not self.path.is_dir():
-            self._part.replace(self.path)
+            self._evade("was created meanwhile")
+        try:
+            self._put_in_place()
+        except PermissionError:  # Windows, while a player shows the old one
+            self._evade("is in use by another program or protected")
+            self._put_in_place()
+
+    def _evade(self, reason: str) -> None:
+        taken, self.path = self.path, unique_path(self.path)
+        log.warning("%s %s; writing %s instead.", taken, reason, self.path)
+
+    def _put_in_place(self) -> None:
+        target = self._target
+        if not target.is_dir():
+            os.replace(self._part, target)
             return
-        for old in self.path.iterdir():
+        for old in target.iterdir():
             if re.fullmatch(r"\d{4,}\.png", old.name):
                 old.unlink()
         for new in sorted(self._part.iterdir()):
-            new.replace(self.path / new.name)
+            os.replace(new, target / new.name)
         self._part.rmdir()

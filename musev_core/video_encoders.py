@@ -9,29 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .images import save_image
+from .image_files import save_image
+from .video_filters import EXACT, filter_graph
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
 log = logging.getLogger(__name__)
 
-EXACT = "bicubic+accurate_rnd+full_chroma_int"  # without these swscale darkens every conversion by one level
-
-
-def filter_graph(filters: list[tuple[str, str]], **source) -> Any:
-    """A chain of FFmpeg filters; `source` describes the frames pushed into it."""
-    from av.filter import Graph
-
-    graph = Graph()
-    nodes = [graph.add_buffer(**source)]
-    nodes += [graph.add(name, arguments) for name, arguments in [*filters, ("buffersink", "")]]
-    graph.link_nodes(*nodes).configure()
-    return graph
-
 
 class PngFolder:
-    """A folder of frames 0000.png, 0001.png, ..."""
+    """A folder of frames 0000.png, 0001.png, ...; from 10,000 frames on with as many digits as sort them."""
 
     def __init__(self, path: Path):
         """Makes the folder."""
@@ -40,13 +28,22 @@ class PngFolder:
 
     def add(self, rgb: np.ndarray) -> None:
         """Writes one frame, uint8 `(H, W, 3)`."""
-        save_image(self.path / f"{self.count:04d}.png", torch.from_numpy(rgb)[None])
+        save_image(self.path / _frame_name(self.count), torch.from_numpy(rgb)[None])
         self.count += 1
 
     def close(self) -> None:
+        """Gives all names the same number of digits, for those who sort names by their letters."""
+        digits = len(str(self.count - 1))
+        if digits > 4:
+            for number in range(10 ** (digits - 1)):
+                (self.path / _frame_name(number)).rename(self.path / _frame_name(number, digits))
+
+    def abort(self) -> None:
         """Nothing is left to do."""
 
-    abort = close
+
+def _frame_name(number: int, digits: int = 4) -> str:
+    return f"{number:0{digits}d}.png"
 
 
 class Encoder:

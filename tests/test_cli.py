@@ -8,7 +8,7 @@ import torch
 from support import published
 
 from musev_core.cli import main
-from musev_core.images import load_image, save_image
+from musev_core.image_files import load_image, save_image
 from musev_core.tasks.dead import DEAD_PARAMETERS
 from musev_core.video import read_video, write_video
 from musev_core.weights.published import PUBLISHED

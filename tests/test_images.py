@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.numbers import det_image
 
 from musev_core.errors import MuseVError
+from musev_core.image_files import save_image
 from musev_core.images import (
     canny,
     clip_pixel_values,
@@ -15,10 +15,7 @@ from musev_core.images import (
     crop_box,
     fit_images,
     fit_video,
-    load_image,
-    load_images,
     match_histograms,
-    save_image,
     target_size,
     to_uint8,
     to_vae_input,
@@ -194,76 +191,6 @@ def test_contact_sheet_shows_first_and_last_frame_on_grey():
     assert int(sheet[0, 0, 0, 0]) == 128 and (sheet[0, 12:20, 16:] == 128).all()
     assert contact_sheet(frames[:1]).shape == (1, 16, 20, 3)
     assert torch.equal(contact_sheet(frames / 255), contact_sheet(frames))
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg"])
-def test_saved_images_come_back(tmp_path, suffix):
-    image = torch.full((1, 16, 24, 3), 128, dtype=torch.uint8) if suffix == ".jpg" else noise(1, 16, 24)
-    save_image(tmp_path / f"a{suffix}", image)
-    save_image(tmp_path / f"b{suffix}", image / 255)
-    for picture in load_images([tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"]):
-        assert picture.dtype == torch.uint8 and torch.equal(picture, image)
-
-
-def test_an_image_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "taken.png").mkdir()
-    with pytest.raises(MuseVError, match="taken.png' cannot be written: "):
-        save_image(tmp_path / "taken.png", noise(1, 16, 24))
-
-
-def test_transparency_is_laid_on_white(tmp_path):
-    pixels = np.zeros((8, 8, 4), np.uint8)
-    pixels[:4] = (255, 0, 0, 255)
-    pixels[4:, :, 3] = 128  # half transparent black
-    pixels[4:, 4:, 3] = 0
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    image = load_image(tmp_path / "a.png")[0]
-    assert image[0, 0].tolist() == [255, 0, 0]
-    assert image[7, 0].tolist() == [127, 127, 127]
-    assert image[7, 7].tolist() == [255, 255, 255]
-    Image.fromarray(pixels).quantize(4).save(tmp_path / "p.png", transparency=0)
-    assert (load_image(tmp_path / "p.png") == 255).all(dim=-1).any()
-
-
-def test_orientation_tag_is_applied(tmp_path):
-    picture = Image.new("RGB", (16, 8))
-    picture.putpixel((0, 0), (255, 255, 255))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate 90 degrees clockwise to view
-    picture.save(tmp_path / "a.png", exif=exif)
-    image = load_image(tmp_path / "a.png")
-    assert image.shape == (1, 16, 8, 3) and image[0, 0, 7].tolist() == [255, 255, 255]
-
-
-def test_grey_palette_and_16_bit_files_keep_their_brightness(tmp_path):
-    ramp = np.tile(np.linspace(0, 255, 16).round().astype(np.uint8), (16, 1))
-    Image.fromarray(ramp).save(tmp_path / "grey.png")
-    Image.fromarray(ramp).convert("P").save(tmp_path / "palette.png")
-    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    for name in ("grey", "palette", "deep"):
-        assert np.array_equal(load_image(tmp_path / f"{name}.png")[0, :, :, 1], ramp), name
-
-
-def test_broken_image_files_are_named(tmp_path):
-    (tmp_path / "text.png").write_text("hello", encoding="utf-8")
-    save_image(tmp_path / "good.png", noise(1, 64, 64))
-    (tmp_path / "half.png").write_bytes((tmp_path / "good.png").read_bytes()[:3000])
-    Image.new("RGB", (20, 4)).save(tmp_path / "tiny.png")
-    Image.new("F", (20, 20)).save(tmp_path / "float.tiff")
-    for name, message in [
-        ("absent.png", "no image file"),
-        (".", "no image file"),
-        ("text.png", "cannot be read as an image"),
-        ("half.png", "cannot be read as an image"),
-        ("tiny.png", "only 4 x 20 pixels"),
-        ("float.tiff", "floating-point values"),
-    ]:
-        with pytest.raises(MuseVError, match=message) as caught:
-            load_image(tmp_path / name)
-        assert Path(name).name in str(caught.value)
 
 
 # ---- errors --------------------------------------------------------------------------------------------------------

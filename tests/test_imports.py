@@ -47,10 +47,14 @@ def _opens_text_without_encoding(call: ast.Call) -> bool:
     """Whether a call opens a text file in the encoding of the system; ruff sees it only where it knows the type."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     owner = getattr(getattr(call.func, "value", None), "id", "")
-    if name not in ("open", "read_text", "write_text") or owner in ("av", "Image", "os", "tarfile"):
+    if name not in ("open", "fdopen", "read_text", "write_text") or (
+        name == "open" and owner in ("av", "Image", "os", "tarfile")
+    ):
         return False
     texts = [a.value for a in (*call.args, *(k.value for k in call.keywords)) if isinstance(a, ast.Constant)]
-    binary = name == "open" and any(isinstance(text, str) and re.fullmatch("[rwxa]b[+]?", text) for text in texts)
+    binary = name in ("open", "fdopen") and any(
+        isinstance(text, str) and re.fullmatch("[rwxa]b[+]?", text) for text in texts
+    )
     return not binary and "encoding" not in [keyword.arg for keyword in call.keywords]
 
 

@@ -10,7 +10,7 @@ import yaml
 from support import original, published
 
 from musev_core.cli import main
-from musev_core.images import load_image
+from musev_core.image_files import load_image
 from musev_core.tasks.files import load_tasks
 from musev_core.tasks.results import frame_size
 from musev_core.video import read_video

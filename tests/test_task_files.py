@@ -194,10 +194,16 @@ def test_only_targets_are_checked():
         ({"prompt": "${oc.env:HOME}"}, "Task 'x': prompt: expected a reference like"),
         (
             {"prompt": "p", "condition_images": "gone.png"},
-            "Task 'x': condition_images: the file gone.png does not exist",
+            "Task 'x': condition_images: The image file .*gone.png. does not exist",
         ),
-        ({"prompt": "p", "video_path": "gone.mp4", **SIZE}, "Task 'x': video_path: the file gone.mp4 does not exist"),
-        ({"prompt": "p", "face_image": ["gone.png"], **SIZE}, "Task 'x': face_image: the file gone.png does not exist"),
+        (
+            {"prompt": "p", "video_path": "gone.mp4", **SIZE},
+            "Task 'x': video_path: The video file .gone.mp4. does not exist",
+        ),
+        (
+            {"prompt": "p", "face_image": ["gone.png"], **SIZE},
+            "Task 'x': face_image: The image file .gone.png. does not exist",
+        ),
     ],
 )
 def test_wrong_entries_are_named(fields, message, tmp_path, monkeypatch):

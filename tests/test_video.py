@@ -1,4 +1,6 @@
+import os
 import struct
+from pathlib import Path
 
 import av
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 from PIL import Image
 
 from musev_core.errors import MuseVError
-from musev_core.images import load_image
+from musev_core.image_files import load_image
 from musev_core.video import VideoWriter, frame_rate, iter_frames, read_video, unique_path, write_video
 
 
@@ -177,12 +179,12 @@ def test_unreadable_videos_are_named(tmp_path, clip_path):
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
     for name, message in [
-        ("absent.mp4", "no video file"),
+        ("absent.mp4", "The video file .* does not exist"),
         ("text.mp4", "cannot be read as a video"),
         ("head.mp4", "no video stream that can be decoded"),
         ("damaged.mp4", r"cannot be read after frame \d+"),
-        ("clip.webp", "no video stream"),
-        ("sound.wav", "no video stream"),
+        ("clip.webp", "cannot be read as a video: .*Playlists, pictures and damaged files are no videos"),
+        ("sound.wav", "cannot be read as a video"),
     ]:
         with pytest.raises(MuseVError, match=message) as caught:
             read_video(tmp_path / name)
@@ -196,7 +198,7 @@ def test_numbers_of_the_reader_are_checked_before_reading(clip_path):
         iter_frames(clip_path, start=-1)
     with pytest.raises(MuseVError, match="max_frames must be 1 or more, got 0"):
         read_video(clip_path, max_frames=0)
-    with pytest.raises(MuseVError, match="no video file"):
+    with pytest.raises(MuseVError, match="does not exist"):
         iter_frames("absent.mp4")
     with pytest.raises(MuseVError, match="has 10 frames, so there is none left from frame 10 on"):
         read_video(clip_path, start=10)
@@ -252,6 +254,46 @@ def test_a_file_that_appeared_meanwhile_is_spared(tmp_path):
         (tmp_path / "clip.mp4").write_text("faster", encoding="utf-8")
     assert (tmp_path / "clip.mp4").read_text(encoding="utf-8") == "faster"
     assert writer.path.name == "clip-2.mp4" and len(read_video(writer.path).frames) == 10
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_target_that_a_player_holds_open_costs_no_video(tmp_path, name, monkeypatch, caplog):
+    taken = write_video(tmp_path / name, CLIP[:1], fps=8)
+    replace = os.replace
+
+    def refuse(old, new):  # as Windows does
+        if Path(new) == taken or Path(new).parent == taken:
+            raise PermissionError(13, "being used by another process", str(new))
+        replace(old, new)
+
+    monkeypatch.setattr("os.replace", refuse)
+    written = write_video(tmp_path / name, CLIP, fps=8, overwrite=True)
+    assert written == taken.with_name(taken.stem + "-2" + taken.suffix) and written.exists()
+    assert f"{taken} is in use by another program or protected; writing {written} instead" in caplog.text
+    assert leftovers(tmp_path) == sorted([taken.name, written.name])
+
+
+def test_a_finished_video_is_never_lost(tmp_path, monkeypatch):
+    def refuse(old, new):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(
+        MuseVError, match="The video is finished, but cannot be named .*clip.mp4.*It is here: "
+    ) as caught:
+        write_video(tmp_path / "clip.mp4", CLIP, fps=8)
+    left = Path(str(caught.value).split("It is here: ")[1])
+    monkeypatch.undo()
+    assert len(read_video(left.rename(tmp_path / "clip.mp4")).frames) == 10
+
+
+def test_long_and_odd_names_of_targets(tmp_path, monkeypatch):
+    assert write_video(tmp_path / f"{'x' * 251}.mp4", CLIP, fps=8).is_file()
+    for bad in ("x" * 252 + ".mp4", "a\0.mp4", "half\ud83d\udc80.mp4"):
+        with pytest.raises(MuseVError, match="cannot be made"):
+            VideoWriter(tmp_path / bad, fps=8)
+    monkeypatch.chdir(tmp_path)
+    assert write_video("pipe:1/clip.mp4", CLIP, fps=8).is_file()  # no protocol of FFmpeg's
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -4,12 +4,12 @@ import argparse
 import logging
 import random
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MuseVError
+from ..file_names import made_folder
 from ..prompts import NEGATIVE_EMBEDDINGS
 from ..tasks.task import FIELDS, Task
 from ..values import SEEDS
@@ -138,7 +138,7 @@ def _run_jobs(
     from ..loading import load_controlnet, load_pipeline
     from ..progress import TerminalProgress
 
-    options.output_dir.mkdir(parents=True, exist_ok=True)
+    made_folder(options.output_dir)
     progress = TerminalProgress()
     dtype = getattr(torch, options.dtype) if options.dtype else None
     pipeline = load_pipeline(choice.files(entry), device=options.device, dtype=dtype, progress=progress.loading)
@@ -197,4 +197,4 @@ def _run_job(
         raise
     for writer in writers:
         writer.close()
-    sys.stdout.write(f"{writers[0].path}\n")
+    say(str(writers[0].path))

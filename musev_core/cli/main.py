@@ -11,12 +11,14 @@ from .failures import explain
 from .generate import add_generate
 from .models import add_models
 from .pose import add_pose
+from .streams import steady_streams
 from .terminal import add_command, say
 from .train import add_train
 
 log = logging.getLogger("musev_core")
 
 
+@steady_streams()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 

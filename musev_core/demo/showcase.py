@@ -15,7 +15,9 @@ from ..denoise.control import Control
 from ..denoise.windows import context_windows
 from ..encoders import decode_latents, encode_latents
 from ..errors import MuseVError
-from ..images import contact_sheet, fit_images, load_image, save_image
+from ..file_names import made_folder
+from ..image_files import load_image, save_image
+from ..images import contact_sheet, fit_images
 from ..measurement import measure
 from ..metrics import psnr
 from ..pipeline import ClipInputs, MuseVPipeline, Observer
@@ -59,7 +61,7 @@ def demo(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     progress.loading("the demo model")
     networks = load_networks()
     pipeline = networks.pipeline()
-    options.output_dir.mkdir(parents=True, exist_ok=True)
+    made_folder(options.output_dir)
     for number, film in enumerate(films):
         run = f"{film.name}: {film.caption}"
         observer = progress.observer({"video": SAMPLING.num_steps})

@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-import os
-import re
-import unicodedata
-from base64 import b32encode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MuseVError, blame
+from ..file_names import existing_file, portable_name, short_code, shown
 from .fields import field_infos
 
 if TYPE_CHECKING:
@@ -69,7 +66,7 @@ def scaled_size(width: int, height: int, ratio: float) -> tuple[int, int]:
 
 
 def _source_size(key: str, path: Path) -> tuple[int, int]:
-    from ..images import load_image
+    from ..image_files import load_image
     from ..video import iter_frames
 
     with blame(key):
@@ -82,11 +79,10 @@ def check_files(task: "Task") -> None:
     """Raise MuseVError for a picture or video of the task that is not there."""
     with blame(f"Task {task.name!r}"):
         for key, path in _files(task):
-            if not os.path.isfile(path):  # which also says no to names that no file can have
-                raise MuseVError(
-                    f"{key}: the file {path} does not exist. Relative names are looked for beside the task file, "
-                    f"then in {Path.cwd()}."
-                )
+            is_video = key == "video_path"
+            hint = f"Relative names are looked for beside the task file, then in {Path.cwd()}."
+            with blame(key):
+                existing_file(path, "video file" if is_video else "image file", folders=is_video, hint=hint)
 
 
 def _files(task: "Task") -> Iterator[tuple[str, Path]]:
@@ -119,29 +115,18 @@ def output_name(task: "Task", *, model: str, seed: int, networks: Mapping[str, A
     for key, path in _files(task):
         with blame(f"Task {task.name!r}: {key}"):
             facts.setdefault(key, []).append(_content(path))
-    code = _code(json.dumps(facts, sort_keys=True))
-    return f"{_plain(task.name, 40)}_{_plain(model, 48)}_{width}x{height}_{frame_count(task)}f_s{seed}_{code}"
-
-
-def _code(text: str) -> str:
-    """Five letters which survive file systems that ignore case."""
-    return b32encode(hashlib.sha256(text.encode()).digest())[:5].decode().lower()
+    code = short_code(json.dumps(facts, sort_keys=True))
+    name, model = portable_name(task.name, 40, fallback="task"), portable_name(model, 48, fallback="model")
+    return f"{name}_{model}_{width}x{height}_{frame_count(task)}f_s{seed}_{code}"
 
 
 def _content(path: Path) -> str:
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise MuseVError(f"{path} cannot be read ({error}).") from error
+        for part in sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]:
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    except (OSError, ValueError) as error:
+        raise MuseVError(f"{shown(path)} cannot be read ({error}).") from error
     return digest.hexdigest()
-
-
-def _plain(text: str, length: int) -> str:
-    cleaned = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text)).strip("._-")
-    if len(cleaned) > length:  # names which begin alike stay apart
-        code = _code(cleaned)
-        cleaned = f"{cleaned[: length - len(code) - 1].rstrip('._-')}-{code}"
-    return cleaned or "task"

@@ -14,7 +14,8 @@ from ..denoise.denoiser import DenoiserOptions
 from ..denoise.noise import NoiseOptions
 from ..denoise.windows import WindowOptions
 from ..errors import MuseVError
-from ..images import fit_images, load_images, to_uint8
+from ..image_files import load_images
+from ..images import fit_images, to_uint8
 from ..pipeline import ControlInput, PictureNetwork, SamplingOptions, VideoRequest, VideoResult
 from ..pose.aligned import align_video
 from ..pose.preprocessors import PREPROCESSORS, ControlPreprocessor, check_preprocessor

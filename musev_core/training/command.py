@@ -1,8 +1,10 @@
 """`musev train`: a run from its configuration, feature extraction, and the demo model."""
 
 import argparse
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..errors import MuseVError
+from ..file_names import made_folder, portable_name
 from ..images import to_uint8
+from ..locks import alone_with
 from ..video import Video, write_video
 from .checkpoints import find_checkpoint
 from .recipe import Recipe, load_recipe
@@ -33,15 +37,26 @@ def train(options: argparse.Namespace) -> int:
             raise MuseVError(f"--set wants NAME=VALUE, got {text!r}")
         changes[name.strip()] = value.strip()
     recipe = load_recipe(options.config, changes)
-    checkpoint = find_checkpoint(recipe.output_dir / "checkpoints", options.resume)
-    run = build_trainer(recipe)
-    if checkpoint is not None:
-        run.resume(checkpoint)
-    if run.step >= recipe.train.steps:
-        log.info("all %d steps are done already; a larger train.steps goes on from here", recipe.train.steps)
-    run.run()
-    run.accelerator.end_training()
+    with _alone_in(recipe.output_dir):
+        checkpoint = find_checkpoint(recipe.output_dir / "checkpoints", options.resume)
+        run = build_trainer(recipe)
+        if checkpoint is not None:
+            run.resume(checkpoint)
+        if run.step >= recipe.train.steps:
+            log.info("all %d steps are done already; a larger train.steps goes on from here", recipe.train.steps)
+        run.run()
+        run.accelerator.end_training()
     return 0
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """The folder of a run, for this run alone; of its processes the first speaks for all."""
+    if int(os.environ.get("RANK", "0")):
+        yield
+        return
+    with alone_with(made_folder(folder), "training"):
+        yield
 
 
 def build_trainer(recipe: Recipe) -> Any:
@@ -201,7 +216,7 @@ def _sample_videos(
             request = without_unused_pictures(video_request(task), pipeline.picture_networks())
             shots = pipeline.plan(request, generator=torch.Generator().manual_seed(recipe.train.seed))
             frames = to_uint8(torch.cat(list(result_frames(task, shots, shots.run()))))
-            path = write_video(folder / f"{step:07d}-{task.name}.mp4", frames, fps=fps, overwrite=True)
+            path = write_video(folder / f"{step:07d}-{portable_name(task.name)}.mp4", frames, fps=fps, overwrite=True)
             log.info("sample video: %s", path)
             videos[task.name] = Video(frames, fps)
         return videos

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MuseVError
+from ..file_names import portable_path
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def _in_table(table: Path, videos: Path) -> Iterable[Source]:
         caption = next((row[name] for name in _CAPTION_COLUMNS if row.get(name)), "")
         if row.get("videoid"):
             name = f"{row.get('page_dir') or 'pagedir_none'}/{row['videoid']}"
-            yield Source(videos / f"{name}.mp4", caption, name)
+            yield Source(videos / f"{name}.mp4", caption, portable_path(name))
             continue
         column = next((name for name in _PATH_COLUMNS if name in row), None)
         if column is None:
@@ -120,7 +121,7 @@ def _in_table(table: Path, videos: Path) -> Iterable[Source]:
         if column == "basename" and not caption:
             caption = class_caption(path)
         name = path.relative_to(videos) if path.is_relative_to(videos) else Path(path.name)
-        yield Source(path, caption, str(name.with_suffix("")))
+        yield Source(path, caption, portable_path(str(name.with_suffix(""))))
 
 
 def _located(text: str, folder: Path) -> Path:

@@ -121,7 +121,7 @@ def clip_vision(tensors: dict[str, Tensor]) -> Any:
     # older versions of ComfyUI want a file
     handle, path = tempfile.mkstemp(suffix=".json")
     try:
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump({**sizes.VISION, "model_type": "clip_vision_model"}, file)
         made = comfy.clip_vision.ClipVisionModel(path)
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from musev_core.images import save_image
+from musev_core.image_files import save_image
 from musev_core.video import write_video
 
 from . import golden_models, published
