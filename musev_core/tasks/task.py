@@ -58,7 +58,9 @@ class Task:
     condition_images_index: tuple[int, ...] | None = field(
         None, int, "Frame number of every condition image, negative from the end; default: the first frames.", many=True
     )
-    video_path: Path | None = field(None, Path, "Video which guides the result; makes the task video-to-video.")
+    video_path: Path | None = field(
+        None, Path, "Video, or folder of pictures, which guides the result; makes the task video-to-video."
+    )
     refer_image: tuple[Path, ...] = field(
         (),
         Path,
