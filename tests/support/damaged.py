@@ -94,17 +94,23 @@ def write_film(path: Path, suffix: str | None = None, *, frames: int = 6, cover:
     """A film of 96 x 64 (width x height); `changes` are set on its stream's codec, `cover` puts a still before it."""
     codec, pix_fmt = _CODECS[suffix or path.suffix[1:]]
     with av.open(str(path), "w") as container:
-        if cover:
-            _add(container, "mjpeg", "yuvj420p", np.full((1, 48, 48, 3), 255, np.uint8))
-        _add(container, codec, pix_fmt, _pixels((frames, 64, 96, 3)), **changes)
+        still = _stream(container, "mjpeg", "yuvj420p", (48, 48)) if cover else None
+        film = _stream(container, codec, pix_fmt, (64, 96))
+        for name, value in changes.items():
+            setattr(film.codec_context, name, value)
+        if still is not None:
+            _encode(container, still, np.full((1, 48, 48, 3), 255, np.uint8))
+        _encode(container, film, _pixels((frames, 64, 96, 3)))
     return path
 
 
-def _add(container: Any, codec: str, pix_fmt: str, pictures: np.ndarray, **changes: Any) -> None:
+def _stream(container: Any, codec: str, pix_fmt: str, size: tuple[int, int]) -> Any:
     stream = container.add_stream(codec, rate=Fraction(25))
-    stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], pix_fmt
-    for name, value in changes.items():
-        setattr(stream.codec_context, name, value)
+    stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
+    return stream
+
+
+def _encode(container: Any, stream: Any, pictures: np.ndarray) -> None:
     for picture in pictures:
         container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
     container.mux(stream.encode())
