@@ -294,7 +294,10 @@ def doubled(levels: int) -> dict[str, Any]:
         ({"word": "x" * 9000, "prompt": "{word} {word}"}, "prompt: .*more than 10,000 characters"),
         ({"prompt": "x" * 20_000}, "prompt: .*more than 10,000 characters"),
         ({"name": "n" * 300}, "name: at most 200 characters, got 300"),
-        ({"condition_images": "n" * 300}, "condition_images: the file n+ does not exist"),
+        (
+            {"condition_images": "n" * 300},
+            "condition_images: The image file 'n+...n+' cannot be opened: File name too long",
+        ),
         ({"condition_images": [["a"], ["b"]]}, "condition_images: expected a file name"),
         ({"condition_images": {"a": "b"}}, "condition_images"),
         ({"condition_images": 5}, "condition_images: expected a file name, got 5"),

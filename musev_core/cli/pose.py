@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MuseVError
+from ..file_names import made_folder
 from ..weights.downloaded import ANNOTATORS
 from .terminal import add_command, say
 
@@ -74,7 +75,7 @@ def add_pose(commands: Any) -> None:
 
 
 def _align(options: argparse.Namespace) -> int:
-    from ..images import load_image, save_image
+    from ..image_files import load_image, save_image
     from ..loading import default_device
     from ..pose.aligned import align_video
     from ..pose.alignment import AlignOptions
@@ -98,7 +99,7 @@ def _align(options: argparse.Namespace) -> int:
     preprocessor = ControlPreprocessor(options.preprocessor, folders=folders, device=options.device or default_device())
     aligned = align_video(preprocessor, driving.frames, person, align_options, resolution=options.detect_resolution)
     for path in targets:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made_folder(path.parent)
     rate = options.fps or driving.fps
     say(str(write_video(options.output, aligned.maps, fps=rate, overwrite=options.overwrite)))
     if options.reference_pose is not None:

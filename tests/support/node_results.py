@@ -46,7 +46,9 @@ def write_files(models: Path) -> None:
         ("unet", golden_models.unet(REFERENCENET, published.SIZE, 1)),
     ):
         published.save(net.state_dict(), models / "motion" / "other" / folder / "diffusion_pytorch_model.bin")
-        (models / "motion" / "other" / folder / "config.json").write_text(json.dumps(published.UNET_CONFIG))
+        (models / "motion" / "other" / folder / "config.json").write_text(
+            json.dumps(published.UNET_CONFIG), encoding="utf-8"
+        )
     for seed in (0, 1):
         tensors = {f"image_proj.{k}": v for k, v in golden_models.projection("plain", seed).state_dict().items()}
         tensors |= {f"ip_adapter.1.to_{key}_ip.weight": det(f"{key} {seed}", (32, 32)) for key in "kv"}
