@@ -127,6 +127,13 @@ def test_vae_and_embeddings_are_used_where_they_are(tmp_path):
     ]
 
 
+def test_the_folder_of_a_model_is_a_place_for_its_reference_net(tmp_path):
+    (tmp_path / "model" / "referencenet").mkdir(parents=True)
+    for place in ("model", "model/referencenet"):
+        chosen = choice(tmp_path, "--referencenet_model_cfg_path", str(tmp_path / place))
+        assert chosen.reference_net == tmp_path / "model" / "referencenet"
+
+
 def test_names_tell_networks_apart_but_not_where_they_lie(tmp_path):
     facts = []
     for place in ("a", "b"):

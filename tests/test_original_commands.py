@@ -43,13 +43,13 @@ def run(*command: str) -> int:
 
 @pytest.mark.parametrize("name", original.COMMANDS)
 def test_the_readmes_commands_make_their_videos(name):
-    assert run(*original.COMMANDS[name]) == 0
+    assert run(*original.COMMANDS[name], "--time_size", "4") == 0
     (path,) = results()
     target = path.name.split("_")[0]
     assert target in ("yongen", "dance1") and target in original.COMMANDS[name]
     video = read_video(path)
     # an image comes on top of the frames of a shot, the first frame of a video is one of them
-    assert len(video.frames) == (13 if target == "yongen" else 12) and video.fps == 12
+    assert len(video.frames) == (5 if target == "yongen" else 4) and video.fps == 12
 
 
 def test_the_sizes_of_the_example_are_the_originals(tmp_path):
@@ -265,7 +265,6 @@ def test_the_vae_that_was_downloaded_is_the_one_used(disk):
     original.write_vae(folder, seed=1)
     try:
         assert not torch.equal(frames(*PLAIN), before)
-        assert torch.equal(frames(*PLAIN, "--vae", "None"), before)
     finally:
         shutil.rmtree(folder.parent)
 
@@ -281,23 +280,15 @@ def test_negative_presets_say_which_embeddings_are_missing(disk, caplog):
     try:
         assert not torch.equal(frames(*PLAIN), before)
         assert "which are not there" not in caplog.text
-        frames(*PLAIN, "--video_negative_prompt", "V4")
+        assert run("generate", image_task(), *PLAIN, "--video_negative_prompt", "V4", "--base", "nowhere") == 1
         assert "embeddings EasyNegativeV2, bad_prompt_version2-neg, which" in caplog.text
     finally:
         shutil.rmtree(folder)
 
 
-def test_the_folder_of_a_model_is_a_place_for_its_reference_net():
-    one = frames(*REFERENCED)
-    folder = ("--referencenet_model_cfg_path", "checkpoints/motion/musev_referencenet")
-    assert torch.equal(frames(*REFERENCED, *folder), one)
-
-
 def test_results_of_other_networks_have_other_names():
-    assert run("generate", image_task(), *REFERENCED) == 0
-    assert run("generate", image_task(), *REFERENCED, "--referencenet_model_name", "None") == 0
-    assert run("generate", image_task(), *REFERENCED, "--scheduler", "ddim") == 0
-    assert len(results()) == 3
+    assert run("generate", image_task(), *PLAIN) == run("generate", image_task(), *PLAIN, "--scheduler", "ddim") == 0
+    assert len(results()) == 2
 
 
 # ---- musev pose align

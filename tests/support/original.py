@@ -4,6 +4,8 @@ Sizes are reduced to tiny ones, and prompts are words of our own in its syntax.
 """
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -153,15 +155,13 @@ def write_annotators(folder: Path) -> None:
 def write_original(root: Path) -> Path:
     """A folder like the original's: checkpoints in miniature, pictures, videos, example.yaml."""
     checkpoints = root / "checkpoints"
-    for variant in ("musev", "musev_referencenet"):
-        published.write_musev(checkpoints / "motion", arch=variant)
+    published.write_musev(checkpoints / "motion", arch="musev")
+    folder = published.write_musev(checkpoints / "motion", arch="musev_referencenet")
     # published without a ReferenceNet of its own
-    folder = published.write_musev(checkpoints / "motion", arch="musev_referencenet_pose")
-    for file in sorted((folder / "referencenet").iterdir()):
-        file.unlink()
-    (folder / "referencenet").rmdir()
-    for name in ("majicmixRealv6Fp16", "fantasticmix_v10"):
-        published.write_base(checkpoints / "t2i" / "sd1.5" / name)
+    without = shutil.ignore_patterns("referencenet")
+    shutil.copytree(folder, folder.with_name("musev_referencenet_pose"), copy_function=os.link, ignore=without)
+    base = published.write_base(checkpoints / "t2i" / "sd1.5" / "majicmixRealv6Fp16")
+    shutil.copytree(base, base.with_name("fantasticmix_v10"), copy_function=os.link)
     published.write_image_encoder(checkpoints / "IP-Adapter" / "models" / "image_encoder")
     published.write_controlnet(checkpoints / "controlnet" / "control_v11p_sd15_openpose")
     write_annotators(checkpoints / "controlnet_aux" / "yzd-v" / "DWPose")
