@@ -142,6 +142,16 @@ def test_output_name_is_safe_on_file_systems(given, start):
     assert not set(result) & set('/\\:*?"<>| ')
 
 
+@pytest.mark.parametrize(
+    "begins", ["musev_referencenet_pose-", "majicmixRealisticVision_v6_inpainting_fp16_pruned_", "\u821e" * 60]
+)
+def test_base_models_whose_names_begin_alike_are_told_apart_in_every_part_of_the_name(begins):
+    task = make(prompt="p", name="\u821e" * 60, **SIZE)
+    one, two = (output_name(task, model=f"{begins}{end}", seed=7) for end in ("one", "two"))
+    labels = [result.rpartition("_64x128_")[0] for result in (one, two)]
+    assert labels[0] != labels[1] and all(len(result.encode()) <= 230 for result in (one, two))
+
+
 def test_files_are_checked_apart_from_values(tmp_path):
     task = make(condition_images=tmp_path / "later.png")
     with pytest.raises(MuseVError, match="later.png' does not exist. Relative names are looked for beside"):

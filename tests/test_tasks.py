@@ -233,6 +233,31 @@ def test_contradictions_are_named(values, message):
         make(**values)
 
 
+def test_a_video_of_maps_that_no_controlnet_reads_is_left_out():
+    task = make(video_path="v.mp4", video_is_middle=True, condition_images=["a", "b"])
+    assert (task.video_path, task.video_is_middle) == (None, False)
+    assert make(video_path="v.mp4").video_path == Path("v.mp4")  # rgb starts the noise
+
+
+ALIGNED = {"pose_align": True, "video_path": "v", "controlnet_name": "dwpose", "condition_images": "a"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"video_path": None, "controlnet_name": None}, "pose_align: there is no video"),
+        ({"video_is_middle": True, "which2video": "video_middle"}, "pose_align: a video of control maps"),
+        ({"controlnet_name": None}, "pose_align: poses act through a ControlNet only"),
+        ({"condition_images": None}, "pose_align: needs condition_images"),
+        ({"use_condition_image": False}, "pose_align: needs condition_images"),
+    ],
+)
+def test_poses_are_aligned_only_where_that_can_be(values, message):
+    make(**ALIGNED)
+    with pytest.raises(MuseVError, match=message):
+        make(**{**ALIGNED, **values})
+
+
 @pytest.mark.parametrize("which", [{"which2video": "video"}, {"which2video": "video_middle"}])
 @pytest.mark.parametrize("has_condition", [True, False])
 def test_rgb_video_goes_with_both_uses_and_both_kinds_of_condition(which, has_condition):
