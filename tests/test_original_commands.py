@@ -301,6 +301,9 @@ def test_the_alignment_command_of_the_originals_branch(disk):
     assert aligned.frames.shape == (12, 128, 128, 3) and aligned.fps == 8 and aligned.frames.any()
     assert load_image(made / "ref_img_pose.jpg").shape == (1, 128, 128, 3)
     assert read_video(made / "align_demo.mp4").frames.shape == (12, 512, 5 * 512, 3)
+    options = ("--max_frame", "3", "--smooth_method", "savgol", "--winlen", "3", "--detect_resolution", "64")
+    assert main(["pose", "align", *original.ALIGN, *options]) == 0  # nothing is overwritten
+    assert len(read_video(made / "align_pose_video-2.mp4").frames) == 3 and (made / "align_demo-2.mp4").is_file()
 
 
 @pytest.mark.parametrize(
@@ -309,6 +312,11 @@ def test_the_alignment_command_of_the_originals_branch(disk):
         ([], "musev pose align VIDEO PICTURE"),
         (["data/source_video/dance.mp4", "data/images/river.jpeg", "--preprocessor", "canny"], "finds no bodies"),
         (["data/source_video/dance.mp4", "data/images/man.jpg", "--max_frame", "0"], "--max_frames"),
+        (["data/source_video/dance.mp4", "data/images/man.jpg", "--detect_resolution", "100"], "multiple of 64"),
+        (["data/source_video/dance.mp4", "data/images/man.jpg", "--winlen", "4"], "window"),
+        (["data/source_video/dance.mp4", "data/images/man.jpg", "--fps", "nan"], "fps"),
+        (["data/source_video/dance.mp4", "data/images/man.jpg", "--output", "x.avi"], "Unknown video format '.avi'"),
+        (["data/source_video/dance.mp4", "data/images/man.jpg", "--outfn_ref_img_pose", "x.bmp"], "'.bmp'"),
         (["data/source_video/dance.mp4", "data/images/man.jpg", "--checkpoints", "nowhere"], "yolox_l.onnx"),
         (["gone.mp4", "data/images/man.jpg"], "gone.mp4"),
     ],

@@ -12,8 +12,6 @@ from .terminal import add_command, say
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..pose.aligned import AlignedVideo
-
 _COMPARISON_HEIGHT = 512  # pixels, as the original draws it
 _ORIGINAL_WINDOW = 11  # frames
 
@@ -79,50 +77,61 @@ def _align(options: argparse.Namespace) -> int:
     from ..loading import default_device
     from ..pose.aligned import align_video
     from ..pose.alignment import AlignOptions
-    from ..pose.preprocessors import PREPROCESSORS, ControlPreprocessor, check_preprocessor
-    from ..video import read_video, unique_path, write_video
+    from ..pose.preprocessors import PREPROCESSORS, ControlPreprocessor, check_preprocessor, check_resolution
+    from ..video import VideoWriter, frame_rate, read_video, unique_path
 
     video, picture = options.video or options.vidfn, options.picture or options.imgfn_refer
     if video is None or picture is None:
         raise MuseVError("give a driving video and a picture: musev pose align VIDEO PICTURE")
     if options.max_frames is not None and options.max_frames < 1:
         raise MuseVError(f"--max_frames must be at least 1, got {options.max_frames}")
+    if options.detect_resolution:
+        check_resolution(options.detect_resolution)
     window = options.smoothing if options.smoothing is not None else _ORIGINAL_WINDOW if options.smooth_method else 0
     align_options = AlignOptions(mode=options.mode, smoothing=window, order=options.order)
     folders = [*options.annotators, options.checkpoints / ANNOTATORS]
     check_preprocessor(options.preprocessor, folders)
     if "body" not in PREPROCESSORS[options.preprocessor].parts:
         raise MuseVError(f"--preprocessor: {options.preprocessor} finds no bodies; use dwpose_body_hand or pose_body")
-    targets = [path for path in (options.output, options.comparison, options.reference_pose) if path is not None]
+
+    def free(path: Path) -> Path:
+        return path if options.overwrite else unique_path(path)
+
     person = load_image(picture)
-    driving = read_video(video, max_frames=options.max_frames)
+    fps = frame_rate(video) if options.fps is None else options.fps
+    result = VideoWriter(free(options.output), fps=fps, overwrite=options.overwrite)
+    comparison = options.comparison and VideoWriter(free(options.comparison), fps=fps, overwrite=options.overwrite)
     preprocessor = ControlPreprocessor(options.preprocessor, folders=folders, device=options.device or default_device())
-    aligned = align_video(preprocessor, driving.frames, person, align_options, resolution=options.detect_resolution)
-    for path in targets:
-        made_folder(path.parent)
-    rate = options.fps or driving.fps
-    say(str(write_video(options.output, aligned.maps, fps=rate, overwrite=options.overwrite)))
+    reference = preprocessor.run(person, resolution=options.detect_resolution)
     if options.reference_pose is not None:
-        path = options.reference_pose if options.overwrite else unique_path(options.reference_pose)
-        save_image(path, aligned.reference.maps)
+        path = free(options.reference_pose)
+        made_folder(path.parent)
+        save_image(path, reference.maps)
         say(str(path))
-    if options.comparison is not None:
-        columns = _comparison(person, driving.frames, aligned)
-        say(str(write_video(options.comparison, columns, fps=rate, overwrite=options.overwrite)))
+    driving = read_video(video, max_frames=options.max_frames).frames
+    aligned = align_video(preprocessor, driving, reference, align_options, resolution=options.detect_resolution)
+    with result as writer:
+        writer.write(aligned.maps)
+    say(str(result.path))
+    if comparison is not None:
+        with comparison as writer:
+            writer.write(_side_by_side(person, reference.maps, aligned.maps, driving, aligned.driving.maps))
+        say(str(comparison.path))
     return 0
 
 
-def _comparison(person: "Tensor", frames: "Tensor", aligned: "AlignedVideo") -> "Tensor":
-    """Picture, its pose, aligned poses, driving video and its poses side by side, `(frames, H, W, 3)` uint8."""
+def _side_by_side(*columns: "Tensor") -> "Tensor":
+    """Pictures and videos `(n, h, w, 3)` uint8 beside each other, `(frames, 512, W, 3)` uint8; pictures stand still."""
     import torch
 
     from ..images import fit_video, to_uint8
 
-    columns = []
-    for column in (person, aligned.reference.maps, aligned.maps, frames, aligned.driving.maps):
+    frames = max(map(len, columns))
+    fitted = []
+    for column in columns:
         height, width = column.shape[1:3]
         # whole pairs of pixels, as H.264 has them
         wanted = max(2, round(width / height * _COMPARISON_HEIGHT / 2) * 2)
-        fitted = to_uint8(fit_video(column, _COMPARISON_HEIGHT, wanted) / 255)
-        columns.append(fitted.expand(len(frames), -1, -1, -1))
-    return torch.cat(columns, dim=2)
+        resized = to_uint8(fit_video(column, _COMPARISON_HEIGHT, wanted) / 255)
+        fitted.append(resized.expand(frames, -1, -1, -1))
+    return torch.cat(fitted, dim=2)

@@ -10,17 +10,16 @@ from .preprocessors import ControlMaps, ControlPreprocessor
 
 
 class AlignedVideo(NamedTuple):
-    """Maps uint8 `(frames, H, W, 3)` of the picture's size; maps and poses of the picture and the video as they are."""
+    """Maps uint8 `(frames, H, W, 3)` of the picture's size, and maps and poses of the video as it is."""
 
     maps: Tensor
-    reference: ControlMaps
     driving: ControlMaps
 
 
 def align_video(
     preprocessor: ControlPreprocessor,
     frames: Tensor,
-    picture: Tensor,
+    reference: ControlMaps,
     options: AlignOptions | None = None,
     *,
     resolution: int = 0,
@@ -30,15 +29,14 @@ def align_video(
     Args:
         preprocessor: one which finds people with their bodies.
         frames: `(frames, h, w, 3)`, the driving video.
-        picture: `(1, H, W, 3)`.
+        reference: what the preprocessor found in the picture; the maps have the size of its map.
         resolution: of detection, see `ControlPreprocessor.run`.
 
     Raises:
         MuseVError: nobody is found in the picture, or in the video; others as `ControlPreprocessor.run`.
     """
-    reference = preprocessor.run(picture, resolution=resolution)
     driving = preprocessor.run(frames, resolution=resolution)
     aligned = align_poses(driving.poses, reference.poses[0], options)
-    height, width = picture.shape[1:3]
+    height, width = reference.maps.shape[1:3]
     maps = [torch.from_numpy(preprocessor.draw(frame.people, height, width)) for frame in aligned]
-    return AlignedVideo(torch.stack(maps), reference, driving)
+    return AlignedVideo(torch.stack(maps), driving)

@@ -168,8 +168,9 @@ def _controls(
         if not task.video_is_middle or task.needs_condition_map:
             preprocessor = ControlPreprocessor(name, folders=annotators, device=device)
         if preprocessor is not None and image is not None and task.pose_align:
-            aligned = align_video(preprocessor, frames, image[:1])
-            maps, condition_map, preprocessor = aligned.maps, aligned.reference.maps, None
+            reference = preprocessor.run(image[:1])
+            maps, condition_map = align_video(preprocessor, frames, reference).maps, reference.maps
+            preprocessor = None
         elif preprocessor is not None and image is not None and task.video_is_middle:
             condition_map, preprocessor = preprocessor(image), None
         controls.append(
