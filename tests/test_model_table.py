@@ -125,6 +125,8 @@ def test_python_table_is_never_executed(tmp_path):
     ):
         load_model_table(tmp_path / "models.py")
     assert not witness.exists()
+    with pytest.raises(MuseVError, match="never executed"):
+        load_model_table(tmp_path / "gone.py")  # the original's default, where there is no original
 
 
 def test_the_example_in_the_messages_is_a_valid_table(tmp_path):

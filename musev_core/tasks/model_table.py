@@ -58,7 +58,7 @@ def load_model_table(path: str | os.PathLike[str]) -> dict[str, ModelEntry]:
     """
     path = user_path(path)
     suffix = path.suffix.lower()
-    if not os.path.exists(path):
+    if suffix != ".py" and not os.path.exists(path):
         raise MuseVError(f"There is no model table, model or folder {path} (working directory: {Path.cwd()}).")
     if path.is_dir():
         return _from_folder(path)
