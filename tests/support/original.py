@@ -155,8 +155,9 @@ def write_annotators(folder: Path) -> None:
 def write_original(root: Path) -> Path:
     """A folder like the original's: checkpoints in miniature, pictures, videos, example.yaml."""
     checkpoints = root / "checkpoints"
-    published.write_musev(checkpoints / "motion", arch="musev")
-    folder = published.write_musev(checkpoints / "motion", arch="musev_referencenet")
+    quick = ".safetensors"  # unpickling the published .bin takes longer than all the rest
+    published.write_musev(checkpoints / "motion", arch="musev", suffix=quick)
+    folder = published.write_musev(checkpoints / "motion", arch="musev_referencenet", suffix=quick)
     # published without a ReferenceNet of its own
     without = shutil.ignore_patterns("referencenet")
     shutil.copytree(folder, folder.with_name("musev_referencenet_pose"), copy_function=os.link, ignore=without)
