@@ -73,8 +73,8 @@ def portable_name(text: str, length: int = 40, *, fallback: str = "unnamed") -> 
     well, since they begin a suffix. Names of Windows' devices (`CON`, `com1`) are extended by `_`.
 
     Args:
-        length: characters at most, 12 or more, and three times as many bytes; file systems take 255 bytes for a whole
-            name. A longer text ends in a code of its own.
+        length: characters at most, 12 or more, and twice as many bytes; file systems take 255 bytes for a whole name.
+            A longer text ends in a code of its own.
         fallback: for a text of which nothing is left.
     """
     name = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", text)).strip("_-")
@@ -90,7 +90,7 @@ def short_code(text: str) -> str:
 
 
 def _cut(text: str, length: int) -> str:
-    return text[:length].encode()[: 3 * length].decode(errors="ignore")
+    return text[:length].encode()[: 2 * length].decode(errors="ignore")
 
 
 def portable_path(text: str) -> str:

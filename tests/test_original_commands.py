@@ -10,6 +10,7 @@ import yaml
 from support import original, published
 
 from musev_core.cli import main
+from musev_core.file_names import portable_name
 from musev_core.image_files import load_image
 from musev_core.tasks.files import load_tasks
 from musev_core.tasks.results import frame_size
@@ -73,7 +74,7 @@ def test_all_tasks_run_as_text_to_video_but_the_one_without_its_picture(capsys):
     wanted = [name for name in (*original.PICTURES, *original.VIDEOS) if name != original.MISSING]
     assert len(results()) == len(wanted) == 18
     assert all(len(read_video(path).frames) == 3 for path in results())
-    assert made == set(wanted)
+    assert made == set(map(portable_name, wanted))
     assert original.PICTURES[original.MISSING][0] in capsys.readouterr().err
 
 
