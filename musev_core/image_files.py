@@ -31,6 +31,7 @@ _LIMIT, _LIMITS = 50, {"WEBP": 32, "AVIF": 32, "JPEG2000": 4}
 _LIMIT_IN_PYTHON = 1  # of the variants that Pillow decodes in Python: text PPM, run-length BMP
 _LIMIT_OF_SCANS = 500  # pixels times passes of a progressive JPEG, which usually has ten
 _READS = 4_000  # of a header; in more pieces than this no program writes one
+_SMALL = 1 << 16  # bytes that may be read many times
 _EXIF_LIMIT = 1 << 17  # bytes; cameras write up to 64 KB
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
 _ORIENTATION = 0x0112  # tag of EXIF
@@ -104,7 +105,7 @@ class _PictureFile(io.BufferedReader):
     def __init__(self, path: Path):
         super().__init__(io.FileIO(long_path(path)))
         self.size = os.fstat(self.fileno()).st_size
-        self._reads, self._bytes = _READS, 2 * self.size
+        self._reads, self._bytes = _READS, 2 * self.size + _SMALL
 
     def expect_data(self) -> None:
         """The header is over; pixels come in blocks, or in the strips of a TIFF, which may overlap."""

@@ -33,17 +33,16 @@ class PngFolder:
 
     def close(self) -> None:
         """Gives all names the same number of digits, for those who sort names by their letters."""
-        digits = len(str(self.count - 1))
-        if digits > 4:
-            for number in range(10 ** (digits - 1)):
-                (self.path / _frame_name(number)).rename(self.path / _frame_name(number, digits))
+        longest = len(_frame_name(self.count - 1))
+        for file in list(self.path.iterdir()) if self.count > 10_000 else ():
+            file.rename(file.with_name(file.name.zfill(longest)))
 
     def abort(self) -> None:
         """Nothing is left to do."""
 
 
-def _frame_name(number: int, digits: int = 4) -> str:
-    return f"{number:0{digits}d}.png"
+def _frame_name(number: int) -> str:
+    return f"{number:04d}.png"
 
 
 class Encoder:

@@ -93,15 +93,12 @@ def test_a_folder_without_pictures_or_with_different_ones_is_told(tmp_path):
 
 def test_many_written_frames_sort_by_name(tmp_path):
     frames = PngFolder(tmp_path / "frames")
-    for number in range(10_002):
-        if number in (0, 9_999, 10_000, 10_001):
-            frames.add(np.full((8, 8, 3), number % 251, np.uint8))
-        else:  # the others only by name, for speed
-            (tmp_path / "frames" / f"{number:04d}.png").touch()
-            frames.count += 1
+    for number in (0, 9_998, 9_999, 10_000, 10_001):  # the others would only take time
+        frames.count = number
+        frames.add(np.full((8, 8, 3), number % 251, np.uint8))
     frames.close()
     names = sorted(file.name for file in (tmp_path / "frames").iterdir())
-    assert len(names) == 10_002 and names[0] == "00000.png" and names[-2:] == ["10000.png", "10001.png"]
+    assert names == ["00000.png", "09998.png", "09999.png", "10000.png", "10001.png"]
     assert [file.name for file in natural_order((tmp_path / "frames").iterdir())] == names
 
 
