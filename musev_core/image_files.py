@@ -4,6 +4,7 @@ import io
 import logging
 import mmap
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +60,8 @@ def load_image(path: str | os.PathLike[str]) -> torch.Tensor:
             whose decoding would take seconds.
     """
     path = existing_file(path, "image file")
-    with _opened(path) as file:
+    with _opened(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow has one for every damaged tag; what matters is told below
         try:
             picture = _open(file)
             _check_cost(picture, file)
