@@ -134,6 +134,18 @@ def test_the_folder_of_a_model_is_a_place_for_its_reference_net(tmp_path):
         assert chosen.reference_net == tmp_path / "model" / "referencenet"
 
 
+def test_what_is_in_no_default_place_is_named_with_the_command_that_fetches_it(tmp_path):
+    with pytest.raises(MuseVError, match="motion is not there.*download musev_referencenet --layout .*--musev"):
+        choice(tmp_path).entries()
+    with pytest.raises(MuseVError, match="download musev --layout original"):
+        choice(tmp_path, "--unet_model_name", "musev").entries()
+    with pytest.raises(MuseVError, match="download musev_referencenet_pose --layout original"):
+        choice(tmp_path, "--ip_adapter_model_name", "musev_referencenet_pose")
+    (tmp_path / "motion").mkdir()
+    with pytest.raises(MuseVError, match="sd1.5 is not there.*download base --layout original .*--base"):
+        choice(tmp_path).entries()
+
+
 def test_names_tell_networks_apart_but_not_where_they_lie(tmp_path):
     facts = []
     for place in ("a", "b"):

@@ -84,6 +84,8 @@ class ModelChoice:
 
     def entries(self) -> list["ModelEntry"]:
         """The base models to run with."""
+        self._expect(self.musev, self.options.musev, self.variant or "musev_referencenet", "--musev")
+        self._expect(Path(self.base), self.options.base, "base", "--base")
         return pick(load_model_table(self.base), self.options.sd_model_name)
 
     def files(self, entry: "ModelEntry") -> "ModelFiles":
@@ -264,8 +266,14 @@ class ModelChoice:
             return True, adapter, file
         return True, adapter, None if path is None else _from_table(path, name)
 
+    def _expect(self, path: Path, given: str | None, name: str, option: str) -> None:
+        """Says how to fetch what is looked for in its default place and is not there."""
+        if given is None and not path.exists():
+            raise MuseVError(f"{path} is not there. {fetch_it(self.root, name)}; or say where it is with {option}")
+
     def _own_files(self, name: str) -> MuseVFiles:
         """The files of the MuseV model of that name; of the only one there is where no folder is called so."""
+        self._expect(self.musev, self.options.musev, name, "--musev")
         folder = self.musev / name
         return find_musev_files(folder if folder.is_dir() else self.musev, None if folder.is_dir() else self.variant)
 
