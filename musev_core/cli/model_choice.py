@@ -5,7 +5,7 @@ Every name is looked up before anything is loaded: it has an effect, or it is re
 
 import argparse
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,6 @@ from ..weights.downloaded import (
     ANNOTATORS,
     EMBEDDINGS,
     FACE_MODELS,
-    choose,
     controlnet_name,
     fetch_it,
     find_downloaded,
@@ -183,11 +182,8 @@ class ModelChoice:
         path, variant = self.options.musev or self.root / "motion", self.options.variant
         if Path(path).suffix.lower() in _TABLES:
             return None, pick(load_model_table(path), variant or "all")[0].path
-        if variant is not None and variant not in VARIANTS:
-            raise MuseVError(
-                f"--unet_model_name: there is no MuseV model {variant!r}, only {', '.join(VARIANTS)}."
-                f"{nearest(variant, VARIANTS)}"
-            )
+        if variant is not None:
+            _check_name("--unet_model_name", variant, VARIANTS)
         return variant, Path(path)
 
     def _check_layers(self) -> None:
@@ -212,8 +208,8 @@ class ModelChoice:
             return _from_table(path, name)
         if name is None:
             return None
-        published = choose(name, dict(known), option=option)
-        return find_downloaded(self.root, published, purpose=purpose, option=f"--{key}")
+        _check_name(option, name, known)
+        return find_downloaded(self.root, known[name], purpose=purpose, option=f"--{key}")
 
     def _face_models(self) -> Path | None:
         if self.face_adapter is not None:
@@ -237,7 +233,7 @@ class ModelChoice:
             return True, file / "referencenet" if (file / "referencenet").is_dir() else file
         if name is None:
             return True, None
-        _check_referenced("--referencenet_model_name", name, _REFERENCED)
+        _check_name("--referencenet_model_name", name, _REFERENCED)
         if (file := self._own_files(name).referencenet) is None:
             raise MuseVError(
                 f"--referencenet_model_name {name}: no ReferenceNet lies in {self.musev}. "
@@ -257,7 +253,7 @@ class ModelChoice:
         elif name in _FACE_ADAPTERS:
             raise MuseVError(f"--ip_adapter_model_name: {name} keeps faces; write --ip_adapter_face_model_name {name}")
         elif name is not None and path is None:
-            _check_referenced("--ip_adapter_model_name", name, (*_REFERENCED, *_IP_ADAPTERS))
+            _check_name("--ip_adapter_model_name", name, (*_REFERENCED, *_IP_ADAPTERS))
             if (file := self._own_files(name).image_proj) is None and adapter is None:
                 raise MuseVError(
                     f"--ip_adapter_model_name {name}: no ip_adapter_image_proj file lies in {self.musev}. "
@@ -281,11 +277,8 @@ class ModelChoice:
         path, extractor = self.options.image_encoder, self.options.vision_clip_extractor_class_name
         if _off(extractor):
             return None
-        if extractor is not None and extractor not in _EXTRACTORS:
-            raise MuseVError(
-                f"--vision_clip_extractor_class_name: there is no {extractor!r}, only {', '.join(_EXTRACTORS)}."
-                f"{nearest(extractor, _EXTRACTORS)}"
-            )
+        if extractor is not None:
+            _check_name("--vision_clip_extractor_class_name", extractor, _EXTRACTORS)
         wanted = extractor or (self.use_image_prompt and (self.options.ip_adapter_model_name or self.ip_adapter))
         if path is None and wanted:
             return find_downloaded(
@@ -317,7 +310,7 @@ def _off(name: str | None) -> bool:
     return name is not None and name.lower() == "none"
 
 
-def _check_referenced(option: str, name: str, known: Sequence[str]) -> None:
+def _check_name(option: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         raise MuseVError(f"{option}: there is no {name!r}, only {', '.join(known)}.{nearest(name, known)}")
 

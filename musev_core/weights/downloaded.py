@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..errors import MuseVError, nearest
+from ..errors import MuseVError
 from .published import PUBLISHED
 
 EMBEDDINGS = Path("embedding")
@@ -44,14 +44,3 @@ def fetch_it(root: Path, name: str) -> str:
 def controlnet_name(repository: str) -> str | None:
     """The published name of a ControlNet by its repository on the hub."""
     return next((name for name, published in PUBLISHED.items() if published.sources[0].repo == repository), None)
-
-
-def choose(name: str, known: dict[str, str], *, option: str) -> str:
-    """The published name for a name of the original's tables.
-
-    Raises:
-        MuseVError: it is not in `known`.
-    """
-    if name not in known:
-        raise MuseVError(f"{option}: there is no {name!r}, only {', '.join(known)}.{nearest(name, known)}")
-    return known[name]
