@@ -205,6 +205,22 @@ def test_lcm_returns_the_clean_video_at_the_last_step():
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"beta_start": 0.002},
+        {"beta_end": 0.02},
+        {"beta_schedule": "linear"},
+        {"prediction_type": "v_prediction"},
+        {"num_train_timesteps": 500},
+    ],
+)
+def test_every_scheduler_follows_the_numbers_of_its_configuration(name, change):
+    plain, changed = (run(VideoScheduler(scheduler_config(name, **x), 2), det("x", SHAPE))[0] for x in ({}, change))
+    assert (plain - changed).norm() > 1e-4 * plain.norm()
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_given_latents_stay_as_they_were(name):
     x = det("x", SHAPE)
     kept = x.clone()
