@@ -132,7 +132,9 @@ def test_a_clip_without_a_condition_frame_gets_a_warning_on_the_sampler(server, 
     kept |= {"sampler_name": "euler", "scheduler": "normal"}
     if sampler == "MuseV_Sampler":
         kept |= {"latent": ["empty", 0], "cfg_end": 0.0, "guidance_curve": "linear"}
-    workflow[node] = {"class_type": sampler, "inputs": {"latent_image": ["empty", 0], **kept}}
+    else:
+        kept |= {"latent_image": ["empty", 0]}
+    workflow[node] = {"class_type": sampler, "inputs": kept}
     run = server.run(workflow)
     assert run.end == "execution_success", run.error
     assert [where for where, _ in run.texts] == [node]
