@@ -49,7 +49,7 @@ def test_names_made_of_texts(text, name):
 def test_names_made_of_any_text_are_taken_by_every_system(text, length):
     name = portable_name(text, length)
     assert is_portable(name) and is_portable(f"{name}.mp4") and "." not in name
-    assert len(name) <= length and len(name.encode()) <= 3 * length
+    assert len(name) <= length and len(name.encode()) <= 2 * length
 
 
 @given(TEXTS)

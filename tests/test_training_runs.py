@@ -16,6 +16,7 @@ from support import published, tiny_runs
 import musev_core
 from musev_core.cli import main
 from musev_core.image_files import load_image
+from musev_core.locks import alone_with
 from musev_core.training import checkpoints
 from musev_core.video import read_video
 from musev_core.weights.files import read_tensors
@@ -283,6 +284,15 @@ def test_a_checkpoint_that_is_not_there_is_told_before_anything_is_read(disk, tm
     config = tiny_runs.configuration(disk, tmp_path / "run.yaml", model={"base": "nowhere"})
     assert main(["train", "run", str(config), "--resume", str(tmp_path / "checkpoint-7")]) == 1
     assert "checkpoint-7 is no checkpoint training can go on from" in capsys.readouterr().err
+
+
+def test_a_second_run_beside_the_first_is_refused(disk, tmp_path, capsys):
+    config = tiny_runs.configuration(disk, tmp_path / "run.yaml")
+    output = tmp_path / "run"
+    output.mkdir()
+    with alone_with(output, "training"):
+        assert main(["train", "run", str(config)]) == 1
+    assert f"Another run is training in '{output}' at this moment" in capsys.readouterr().err
 
 
 def test_an_image_projection_for_other_embeddings_is_refused(disk, tmp_path, capsys):

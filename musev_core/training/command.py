@@ -37,9 +37,11 @@ def train(options: argparse.Namespace) -> int:
             raise MuseVError(f"--set wants NAME=VALUE, got {text!r}")
         changes[name.strip()] = value.strip()
     recipe = load_recipe(options.config, changes)
+    checkpoints = recipe.output_dir / "checkpoints"
+    find_checkpoint(checkpoints, options.resume)  # a wrong name is told before anything is read
+    run = build_trainer(recipe)
     with _alone_in(recipe.output_dir):
-        checkpoint = find_checkpoint(recipe.output_dir / "checkpoints", options.resume)
-        run = build_trainer(recipe)
+        checkpoint = find_checkpoint(checkpoints, options.resume)
         if checkpoint is not None:
             run.resume(checkpoint)
         if run.step >= recipe.train.steps:
