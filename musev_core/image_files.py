@@ -140,7 +140,7 @@ def _open(file: _PictureFile) -> "PILImage":
     try:
         return Image.open(file, formats=known)
     except UnidentifiedImageError as error:
-        raise MuseVError(f"cannot be read as an image: it is none of {', '.join(known)}.") from error
+        raise MuseVError(f"cannot be read as an image: it is damaged, or none of {', '.join(known)}.") from error
 
 
 def _check_cost(picture: "PILImage", file: _PictureFile) -> None:

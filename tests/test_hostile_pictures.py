@@ -62,7 +62,7 @@ def resized(kind: str, form: str, *sizes: int) -> bytes:
     return good(kind).replace(before, struct.pack(form, *sizes))
 
 
-_NO_PICTURE, _ENDLESS = "it is none of PNG", "its header does not end"
+_NO_PICTURE, _ENDLESS = "damaged, or none of PNG", "its header does not end"
 HOSTILE: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n", _NO_PICTURE),
     "eps with a preview": (lambda: b"\xc5\xd0\xd3\xc6" + bytes(200), _NO_PICTURE),
@@ -76,7 +76,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "bomb": (lambda: png(9000, 9000), "is too large: 9000 x 9000 .* 81.0 million"),
     "pixels missing": (lambda: resized("png", ">II", 5000, 5000), "cannot be read as an image"),
     "jpeg 2000 bomb": (lambda: resized("jpeg2000", ">II", 9000, 9000), "is too large|cannot be read"),
-    "gif bomb": (lambda: resized("gif", "<HH", 65535, 65535), "is too large|cannot be read"),
+    "gif bomb": (lambda: resized("gif_still", "<HH", 65535, 65535), "is too large|cannot be read"),
     "text that unpacks": (
         lambda: png(16, 16, (b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 25)))),
         "cannot be read",

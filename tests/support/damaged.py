@@ -55,7 +55,7 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "webp": lambda: _picture("WEBP", "RGB", exif=_exif()),
     "webp_alpha": lambda: _picture("WEBP", "RGBA", lossless=True),
     "webp_moving": lambda: _picture("WEBP", "RGB", save_all=True, append_images=[Image.new("RGB", (40, 24))]),
-    "gif": lambda: _picture("GIF", "P"),
+    "gif_still": lambda: _picture("GIF", "P"),
     "gif_moving": lambda: _picture("GIF", "P", save_all=True, append_images=[Image.new("P", (40, 24), 5)], comment="x"),
     "bmp": lambda: _picture("BMP", "RGB"),
     "tiff": lambda: _picture("TIFF", "RGB"),
