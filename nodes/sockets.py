@@ -96,7 +96,7 @@ def window_inputs() -> list[io.Input]:
             options=list(FUSIONS),
             default="linear",
             tooltip="How windows are blended where they overlap. linear and pyramid count a frame less near the end of "
-            "its window, which hides the seams; flat is the original's plain mean.",
+            "its window, which hides the seams, and differ with uniform only; flat is the original's plain mean.",
         ),
         io.Int.Input(
             "shift",
