@@ -310,10 +310,11 @@ class Server:
 
 
 def write_inputs(folder: Path) -> None:
-    """The picture and the video that the workflows name, 64 pixels wide, the video with 8 frames."""
+    """What the workflows name: a picture and a video of 8 frames, 64 pixels wide; and one more picture."""
     with Image.open(comfyui.ROOT / "tests" / "support" / "photograph.jpg") as picture:
         picture = picture.convert("RGB").resize((64, 64))
     picture.save(folder / "example.png")
+    picture.transpose(Image.Transpose.ROTATE_180).save(folder / "upside_down.png")
     still = np.asarray(picture)
     with av.open(str(folder / "video.mp4"), "w") as video:
         stream = video.add_stream("libx264", rate=8)
