@@ -7,6 +7,11 @@ NOISE_TYPES = ("video_fusion", "random")  # denoise/noise.py
 SCHEDULES = ("uniform_v2", "uniform")  # of context windows, denoise/windows.py
 FUSIONS = ("flat", "linear", "pyramid")  # of overlapping windows, denoise/windows.py
 
+# beyond these a request is a slip, and would be one that eats the memory
+MAX_FRAMES = 100_000
+MAX_SIDE = 16_384  # pixels
+MAX_STEPS = 1000  # as many as were trained
+
 
 @dataclass(frozen=True)
 class UNetConfig:

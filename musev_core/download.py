@@ -3,41 +3,25 @@
 import hashlib
 import logging
 import os
-import re
 import shutil
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import BinaryIO
 
-from .errors import MuseVError, require
+from .errors import MuseVError
+from .file_names import made_folder
+from .hub import Listing, RemoteFile, append, read_listing
+from .locks import alone_with
 from .weights.published import Source, sources_of
 
 log = logging.getLogger(__name__)
 
 LAYOUTS = ("comfyui", "original")
-_PURPOSE = "downloading models"
 _BLOCK = 1 << 22  # bytes read at once for a checksum
 _POINTER = b"version https://git-lfs"  # what `git clone` without LFS leaves instead of a file
 _SPARE = 100_000_000  # bytes that are left free on a disk
-_TIMEOUT = 30  # seconds for a listing
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a hub repository at one commit. `sha256` is published for large files, `git_hash` for all."""
-
-    repo: str
-    commit: str
-    path: str
-    size: int
-    git_hash: str
-    sha256: str | None = None
 
 
 class State(Enum):
@@ -97,7 +81,6 @@ def make_plan(
 
     Raises:
         MuseVError: an unknown name, or the hub cannot be asked or lacks a file.
-        MissingPackageError: no huggingface_hub.
     """
     models = models_folder(root, layout)
     wanted = []
@@ -105,39 +88,21 @@ def make_plan(
         where = source.original if models is None else source.comfyui
         if where is not None:
             wanted.append((source, (root if models is None else models) / where))
-    listings = {repo: _listing(repo) for repo in dict.fromkeys(source.repo for source, _ in wanted)}
+    listings = {repo: read_listing(repo) for repo in dict.fromkeys(source.repo for source, _ in wanted)}
     files = [pair for source, target in wanted for pair in _files(source, target, listings[source.repo])]
     return tuple(Step(file, target, _state(file, target, overwrite)) for file, target in files)
 
 
-def _listing(repo: str) -> list[RemoteFile]:
-    hub = require("huggingface_hub", install="huggingface_hub", purpose=_PURPOSE)
-    with _sentences(repo):
-        info = hub.HfApi(endpoint=_endpoint()).model_info(repo, files_metadata=True, timeout=_TIMEOUT)
-    files = []
-    for entry in info.siblings:
-        lfs = entry.lfs
-        size = lfs.size if lfs else entry.size
-        files.append(RemoteFile(repo, info.sha, entry.rfilename, size, entry.blob_id, lfs.sha256 if lfs else None))
-    return files
-
-
-def _files(source: Source, target: Path, listing: Iterable[RemoteFile]) -> list[tuple[RemoteFile, Path]]:
+def _files(source: Source, target: Path, listing: Listing) -> list[tuple[RemoteFile, Path]]:
+    files = listing.files(source.path)
     if not source.path.endswith("/"):
-        found = [(file, target) for file in listing if file.path == source.path]
+        found = [(file, target) for file in files if file.path == source.path]
     else:
-        found = [
-            (file, target / file.path.removeprefix(source.path))
-            for file in listing
-            if file.path.startswith(source.path) and not file.path.endswith(".bk")
-        ]
+        found = [(file, target / file.path.removeprefix(source.path)) for file in files if file.path[-3:] != ".bk"]
     if not found:
         raise MuseVError(
             f"{source.path} is no longer in {source.repo}. Look for it there, and put it to {target} by hand."
         )
-    for file, _ in found:
-        if re.search(r"(^|/)\.\.(/|$)|//|[\\:]", file.path):
-            raise MuseVError(f"{file.repo} lists {file.path!r}, which could leave its folder; it is not fetched.")
     return found
 
 
@@ -212,89 +177,28 @@ def fetch(plan: Sequence[Step], starting: Callable[[Step], None] | None = None) 
 
 
 def _fetch_file(step: Step) -> None:
-    file, part = step.file, step.part
+    made_folder(step.part.parent)
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as stream:
-            if stream.tell() > file.size:
-                stream.truncate(0)
-                stream.seek(0)
-            with _sentences(f"{file.repo}/{file.path}"):
-                _append(stream, file, step.target.name)
-        if not _same(file, part):
-            part.unlink()
-            raise MuseVError(
-                f"{step.target.name} arrived damaged: its checksum is not the one published by {file.repo}. What came "
-                "was deleted; run the command again."
-            )
-        part.replace(step.target)
+        with alone_with(step.target, "downloading"):
+            _complete(step)
     except OSError as error:
         raise MuseVError(f"{step.target} cannot be written: {error.strerror or error}.") from error
 
 
-def _append(stream: BinaryIO, file: RemoteFile, name: str) -> None:
-    """Fetches what is missing; a connection that breaks is taken up again as long as something comes.
-
-    hf_hub_download would forget a partial file with the end of the run (huggingface_hub 2), so this does not use it.
-    """
-    hub = require("huggingface_hub", install="huggingface_hub", purpose=_PURPOSE)
-    transfer = require("huggingface_hub.file_download", install="huggingface_hub", purpose=_PURPOSE)
-    url = hub.hf_hub_url(file.repo, file.path, revision=file.commit, endpoint=_endpoint())
-    # as it is: a range of a compressed answer would be of no use
-    headers = hub.utils.build_hf_headers() | {"Accept-Encoding": "identity"}
-    while (start := stream.tell()) < file.size:
-        try:
-            transfer.http_get(
-                url, stream, resume_size=start, headers=headers, expected_size=file.size, displayed_filename=name
-            )
-        except Exception as error:
-            if not _is_of_the_network(error) or not start < stream.tell() < file.size:
-                raise
-            log.warning("the connection broke at %s of %s; it goes on", size_text(stream.tell()), size_text(file.size))
-            time.sleep(1)
-
-
-def _endpoint() -> str | None:
-    """A mirror of the hub, as huggingface_hub understands it; read now rather than at import."""
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
-
-
-@contextmanager
-def _sentences(what: str) -> Iterator[None]:
-    """Errors of the hub and the network as sentences; those of the disk pass."""
-    utils = require("huggingface_hub.utils", install="huggingface_hub", purpose=_PURPOSE)
-    try:
-        yield
-    except utils.GatedRepoError as error:
-        raise MuseVError(f"{what} asks for a login: accept its terms on its page, then run `hf auth login`.") from error
-    except utils.RepositoryNotFoundError as error:
-        raise MuseVError(f"{what} is not on the hub any more, or it is private (then run `hf auth login`).") from error
-    except utils.OfflineModeIsEnabled as error:
+def _complete(step: Step) -> None:
+    file, part = step.file, step.part
+    with part.open("ab") as stream:
+        if stream.tell() > file.size:
+            stream.truncate(0)
+            stream.seek(0)
+        append(stream, file, step.target.name)
+    if not _same(file, part):
+        part.unlink()
         raise MuseVError(
-            f"{what} cannot be fetched: HF_HUB_OFFLINE forbids it. Unset this variable to download."
-        ) from error
-    except utils.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "an error")
-        raise MuseVError(f"{what} cannot be fetched now: the hub answered {status}. {_AGAIN}") from error
-    except Exception as error:
-        if not _is_of_the_network(error):
-            raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MuseVError(f"{what} cannot be reached: {reason}. {_AGAIN}") from error
-
-
-def _is_of_the_network(error: Exception) -> bool:
-    """By the version of huggingface_hub they are of requests (OSErrors without a number), httpx or httpx2."""
-    libraries = (sys.modules.get(name) for name in ("httpx", "httpx2"))
-    if isinstance(error, (ConnectionError, *(library.HTTPError for library in libraries if library is not None))):
-        return True
-    return isinstance(error, OSError) and error.errno is None
-
-
-_AGAIN = (
-    "Check the connection (HTTPS_PROXY for a proxy, HF_ENDPOINT for a mirror) and run the command again: "
-    "it goes on where it stopped."
-)
+            f"{step.target.name} arrived damaged: its checksum is not the one published by {file.repo}. What came was "
+            "deleted; run the command again."
+        )
+    part.replace(step.target)
 
 
 def size_text(size: float) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import UNetConfig
+from .devices import find_device
 from .encoders import FacePromptEncoder, ImagePromptEncoder, insightface_extractor
 from .errors import CheckpointError, MuseVError
 from .models.ip_adapter import image_projection
@@ -76,14 +77,6 @@ class ModelFiles:
     use_image_prompt: bool = True
 
 
-def default_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    accelerator = getattr(torch, "accelerator", None)  # torch >= 2.6
-    if accelerator is not None and accelerator.is_available():
-        return torch.device(accelerator.current_accelerator())
-    return torch.device(0) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def default_dtype(device: torch.device) -> torch.dtype:
     """Half precision on an accelerator, full precision on the CPU."""
     return torch.float32 if device.type == "cpu" else torch.float16
@@ -99,15 +92,16 @@ def load_pipeline(
     """Loads a pipeline.
 
     Args:
-        device, dtype: default: `default_device()`, `default_dtype()`; the VAE stays in float32.
+        device, dtype: default: `devices.default_device()`, `default_dtype()`; the VAE stays in float32.
         progress: called with the name of each network before it is loaded.
 
     Raises:
+        MuseVError: no such device.
         CheckpointError: a file is missing, damaged, or not what is asked for; all are recognised before any is loaded.
         MissingPackageError: FaceID without insightface.
     """
     say = progress or (lambda name: None)
-    device = torch.device(device) if device is not None else default_device()
+    device = find_device(device)
     dtype = dtype or default_dtype(device)
     found = _checked(files)
 

@@ -25,6 +25,7 @@ from .images import match_histograms
 from .models.compilation import compile_network
 from .models.conditions import ClipConditions
 from .text import encode_prompts
+from .values import check_seed
 
 if TYPE_CHECKING:
     from .shots import ShotRunner
@@ -517,9 +518,7 @@ class MuseVPipeline:
         if seed is not None:
             if generator is not None:
                 raise MuseVError("give a seed or a generator, not both")
-            if not isinstance(seed, int):
-                raise MuseVError(f"a seed is a whole number, got {seed!r}")
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(check_seed("seed", seed))
         return self.generate(VideoRequest(prompt=prompt, **request), generator=generator, observer=observer)
 
     @torch.no_grad()

@@ -56,6 +56,17 @@ def _number(value: str | int | float, kind: type) -> int | float | None:
         return int(number)  # "12.0"
 
 
+def check_seed(name: str, seed: Any) -> int:
+    """The seed, if a generator of torch takes it: a whole number from 0 to 2**64 - 1.
+
+    Raises:
+        MuseVError: it is none.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
+        raise MuseVError(f"{name}: a seed is a whole number from 0 to 2**64 - 1, got {shown(seed)}.")
+    return seed
+
+
 def is_none(value: object) -> bool:
     """Whether a value stands for nothing: None, an empty text, "none" or "null"."""
     return value is None or (isinstance(value, str) and value.strip().lower() in ("", "none", "null"))

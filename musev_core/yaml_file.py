@@ -2,12 +2,12 @@
 
 import math
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .errors import MuseVError, shown
+from .file_names import existing_file
 
 MAX_BYTES = 1_000_000  # of a file; a task has about a thousand
 MAX_VALUES = 50_000  # keys included, every alias (*name) counted as what it stands for
@@ -56,12 +56,7 @@ def read_yaml(path: Path, *, what: str, example: str) -> Any:
 
 def _text(path: Path, what: str) -> str:
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise MuseVError(
-                f"The {what} {path} cannot be read (it is {'a folder' if stat.S_ISDIR(mode) else 'no ordinary file'})."
-            )
-        with path.open("rb") as file:
+        with existing_file(path, what).open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise MuseVError(f"The {what} {path} cannot be read ({error.strerror or error}).") from error

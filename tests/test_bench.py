@@ -291,8 +291,8 @@ def test_without_a_gpu_nothing_is_timed_unasked(capsys: pytest.CaptureFixture) -
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        (("--device", "abacus"), "--device 'abacus' is no device"),
-        (("--device", "meta"), "--device 'meta' cannot be used here"),
+        (("--device", "abacus"), "The device 'abacus' cannot be used here"),
+        (("--device", "meta"), "The device 'meta' cannot be used here"),
         (("--rounds", "0"), "--rounds must be at least 1"),
         (("--json", "nowhere/at/all.json"), "no folder nowhere/at"),
         (("--height", "63"), "multiple of 8"),

@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 from support import fake_hub, published
 from support.fake_hub import FakeHub
 
+from musev_core import hub as hub_module
 from musev_core.cli import main
 from musev_core.download import models_folder, size_text
+from musev_core.locks import alone_with
 from musev_core.pose.detectors import DETECTORS, find_weights
 from musev_core.weights.layout import find_musev_files
 from musev_core.weights.published import MUSEV_REPO, PUBLISHED, sources_of
@@ -25,10 +26,11 @@ WEIGHTS = bytes(range(256)) * 4000
 
 @pytest.fixture
 def hub(monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # huggingface_hub waits before it tries again
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)  # what it writes at once
-    for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # before it tries again
+    monkeypatch.setattr(hub_module, "_BLOCK", 50_000)  # what it writes at once
+    for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", "/nowhere")
     with fake_hub.serve() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         hub.add(LCM, LORA, WEIGHTS)
@@ -51,7 +53,11 @@ def download(root: Path, *arguments: str) -> int:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(root).as_posix(): p.read_bytes()
+        for p in sorted(root.rglob("*"))
+        if p.is_file() and p.suffix != ".lock"
+    }
 
 
 def parts(root: Path) -> list[Path]:
@@ -225,6 +231,16 @@ def test_the_next_run_goes_on_where_an_interrupted_one_stopped(hub, tmp_path, ca
     assert files(tmp_path) == {f"lcm/lcm-lora-sdv1-5/{LORA}": WEIGHTS}
 
 
+def test_two_runs_do_not_write_one_file(hub, tmp_path, capsys):
+    interrupted(hub, tmp_path)
+    capsys.readouterr()
+    with alone_with(tmp_path / "lcm/lcm-lora-sdv1-5" / LORA, "downloading"):
+        assert download(tmp_path, "lcm") == 1
+    error = capsys.readouterr().err
+    assert "Another run is downloading" in error and parts(tmp_path)[0].read_bytes() == WEIGHTS[:300_000]
+    assert download(tmp_path, "lcm") == 0
+
+
 def test_ctrl_c_keeps_what_came(hub, tmp_path, capsys, monkeypatch):
     def pressed(seconds):
         raise KeyboardInterrupt
@@ -246,8 +262,7 @@ def test_a_partial_file_is_not_continued_with_other_content(hub, tmp_path):
 def test_a_server_that_cannot_continue_sends_everything_again(hub, tmp_path):
     interrupted(hub, tmp_path)
     hub.knows_ranges = False
-    # older versions of huggingface_hub notice it only at the end
-    assert 0 in (download(tmp_path, "lcm"), download(tmp_path, "lcm"))
+    assert download(tmp_path, "lcm") == 0
     assert files(tmp_path) == {f"lcm/lcm-lora-sdv1-5/{LORA}": WEIGHTS}
 
 
@@ -275,7 +290,7 @@ def test_the_disk_must_have_room_before_anything_is_fetched(musev, tmp_path, cap
 def test_a_place_that_cannot_be_written_is_named(hub, tmp_path, capsys):
     (tmp_path / "lcm").write_bytes(b"a file where a folder should be")
     assert download(tmp_path, "lcm") == 1
-    assert "cannot be written" in capsys.readouterr().err
+    assert "cannot be made" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -308,7 +323,10 @@ def test_files_that_are_gone_from_the_hub_are_named(hub, tmp_path, capsys):
     assert f"{LORA} is no longer in {LCM}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["../../outside.bin", "/outside.bin", "..\\outside.bin", "C:outside.bin"])
+@pytest.mark.parametrize(
+    "name",
+    ["../../outside.bin", "/outside.bin", "..\\outside.bin", "C:outside.bin", "a\0b", "a\nb", "x/./y", "nul", "a."],
+)
 def test_names_that_leave_their_folder_are_refused(musev, tmp_path, capsys, name):
     musev.add(MUSEV_REPO, f"motion/musev/{name}", WEIGHTS)
     assert download(tmp_path / "a", "musev") == 1
@@ -316,11 +334,193 @@ def test_names_that_leave_their_folder_are_refused(musev, tmp_path, capsys, name
     assert files(tmp_path) == {}
 
 
-def test_a_login_is_not_shown_to_other_hosts(hub, tmp_path, monkeypatch):
+@pytest.fixture
+def secure_hub(hub, monkeypatch):
+    with fake_hub.serve(secure=True) as secure:
+        monkeypatch.setenv("HF_ENDPOINT", secure.url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(fake_hub.CERTIFICATE))
+        secure.add(LCM, LORA, WEIGHTS)
+        yield secure
+
+
+def logins(hub: FakeHub) -> dict[str, str | None]:
+    """What was shown to whom."""
+    return {r.path.split("/")[1]: r.headers.get("authorization") for r in hub.requests}
+
+
+@pytest.mark.parametrize("place", ["variable", "file"])
+def test_a_login_is_shown_to_the_hub_and_not_to_other_hosts(secure_hub, tmp_path, monkeypatch, place):
+    (tmp_path / "token").write_text("hf_secret\n", encoding="utf-8")
+    monkeypatch.setenv(
+        *{"variable": ("HF_TOKEN", "hf_secret"), "file": ("HF_TOKEN_PATH", str(tmp_path / "token"))}[place]
+    )
+    assert download(tmp_path / "a", "lcm") == 0
+    assert logins(secure_hub) == {"api": "Bearer hf_secret", "latent-consistency": "Bearer hf_secret", "cdn": None}
+
+
+def test_a_login_is_not_sent_without_https(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert download(tmp_path, "lcm") == 0
-    sent = {r.path.split("/")[1]: "authorization" in r.headers for r in hub.requests}
-    assert sent == {"api": True, "latent-consistency": True, "cdn": False}
+    assert logins(hub) == {"api": None, "latent-consistency": None, "cdn": None}
+
+
+@pytest.mark.parametrize("token", ["hf_\nX-Header: 1", "hf_\u00e9"])
+def test_a_login_that_is_none_is_not_sent(secure_hub, tmp_path, monkeypatch, token):
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert download(tmp_path, "lcm") == 0
+    assert set(logins(secure_hub).values()) == {None}
+
+
+def test_a_hub_that_is_not_who_it_says_is_not_asked(secure_hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert download(tmp_path, "lcm") == 1
+    assert "certificate" in capsys.readouterr().err and secure_hub.requests == []
+
+
+# What a hub, or a network that answers for it, may say
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        b"<!DOCTYPE html><title>Log in</title>",
+        b"",
+        b"null",
+        b"[]",
+        b"5",
+        b'"text"',
+        b"{}",
+        b"[" * 100_000,
+        b'{"sha": 1' + b"0" * 5000 + b', "siblings": []}',
+        b"\xff\xfe",
+        b'{"sha": null, "siblings": []}',
+        b'{"sha": "../../x", "siblings": []}',
+        b'{"sha": "%s", "siblings": null}' % fake_hub.COMMIT.encode(),
+        b'{"sha": "%s", "siblings": [null]}' % fake_hub.COMMIT.encode(),
+        b'{"sha": "%s", "siblings": [{}]}' % fake_hub.COMMIT.encode(),
+        b'{"sha": "%s", "siblings": [{"rfilename": 5}]}' % fake_hub.COMMIT.encode(),
+        fake_hub.ENDLESS,
+    ],
+    ids=lambda listing: repr(listing[:40]),
+)
+def test_what_is_no_listing_is_one_sentence(hub, tmp_path, capsys, listing):
+    hub.listings[LCM] = listing
+    assert download(tmp_path, "lcm") == 1
+    error = capsys.readouterr().err
+    assert "no listing" in error and LCM in error and error.count("\n") == 1 and len(error) < 1000
+    assert hub.poured < 200_000_000
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"lfs": {"size": None}},
+        {"lfs": {"size": -1}},
+        {"lfs": {"size": True}},
+        {"lfs": {"size": "1024000"}},
+        {"lfs": {"size": 1e6}},
+        {"lfs": {"size": 10**30}},
+        {"lfs": {"size": float("nan")}},
+        {"lfs": {"size": 10, "sha256": None}},
+        {"lfs": {"size": 10, "sha256": "../x"}},
+        {"lfs": {"size": 10}},
+        {"lfs": [1]},
+        {"lfs": None, "size": None},
+        {"blobId": None},
+        {"blobId": 5},
+    ],
+    ids=str,
+)
+def test_entries_that_cannot_be_are_one_sentence(hub, tmp_path, capsys, entry):
+    hub.entries[LORA] = entry
+    assert download(tmp_path, "lcm") == 1
+    error = capsys.readouterr().err
+    assert LCM in error and error.count("\n") == 1 and "Traceback" not in error
+    assert hub.fetched() == [] and files(tmp_path) == {}
+
+
+def test_what_is_said_of_other_files_is_not_looked_at(hub, tmp_path):
+    hub.entries["README.md"] = {"size": None, "blobId": None}
+    assert download(tmp_path, "lcm") == 0
+
+
+HTML = b"<html>" + bytes(len(WEIGHTS) - 6)
+
+
+@pytest.mark.parametrize(
+    "answer, message",
+    [
+        ((200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>Log in</html>"), "a web page came"),
+        ((200, {"Content-Type": "text/html"}, HTML), "a web page came"),
+        ((200, {}, b"<html>Log in</html>"), "another file"),
+        ((200, {}, HTML), "damaged"),
+        ((200, {}, b""), "another file"),
+        ((200, {}, fake_hub.ENDLESS), "damaged"),
+        ((200, {"Content-Length": "10" + "0" * 40}, WEIGHTS), ""),
+        ((200, {"Content-Encoding": "gzip"}, bytes(len(WEIGHTS))), "damaged"),
+        ((206, {}, WEIGHTS[:10]), "another file"),
+        ((204, {}, b""), "another file"),
+        ((302, {"Location": "http://127.0.0.1:9/x"}, b""), "cannot be reached"),
+        ((302, {"Location": "file:///etc/passwd"}, b""), "not safe to follow"),
+        ((302, {"Location": "ftp://127.0.0.1/x"}, b""), "not safe to follow"),
+        ((302, {"Location": "?again"}, b""), "without an end"),
+        ((302, {"Location": "http://[::1"}, b""), "cannot be reached"),
+        ((302, {}, b""), "the hub answered 302"),
+        ((416, {}, b""), "the hub answered 416"),
+        ((500, {}, b""), "the hub answered 500"),
+        ((429, {}, b""), "the hub answered 429"),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_what_comes_instead_of_a_file_is_one_sentence(hub, tmp_path, capsys, answer, message):
+    hub.answers[LORA] = answer
+    status = download(tmp_path, "lcm")
+    error = capsys.readouterr().err
+    if not message:  # it is the file nevertheless
+        assert status == 0
+        return
+    assert status == 1 and message in error and error.count("\n") == 1
+    assert files(tmp_path) == {} or parts(tmp_path), "something else than a part was left"
+    assert hub.poured < 50_000_000
+    hub.answers.clear()
+    assert download(tmp_path, "lcm") == 0
+    assert files(tmp_path) == {f"lcm/lcm-lora-sdv1-5/{LORA}": WEIGHTS}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Content-Range": "bytes 0-9/10"}, {"Content-Range": "items 300000-9/10"}, {"Content-Range": "bytes"}],
+    ids=str,
+)
+def test_another_part_than_was_asked_for_is_not_put_behind_the_first(hub, tmp_path, headers):
+    interrupted(hub, tmp_path)
+    hub.answers[LORA] = (206, headers, bytes(len(WEIGHTS) - 300_000))
+    assert download(tmp_path, "lcm") == 1
+    hub.answers.clear()
+    assert download(tmp_path, "lcm") == 0
+    assert files(tmp_path) == {f"lcm/lcm-lora-sdv1-5/{LORA}": WEIGHTS}
+
+
+def test_a_way_from_https_to_http_is_not_followed(secure_hub, tmp_path, capsys):
+    secure_hub.answers[LORA] = (302, {"Location": "http://localhost/x"}, b"")
+    assert download(tmp_path, "lcm") == 1
+    assert "not safe to follow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://127.0.0.1", "http://", "http://[", "http://\u00e9\u0000.x:9"])
+def test_an_endpoint_that_is_none_is_named(hub, tmp_path, capsys, monkeypatch, endpoint):
+    if "\0" in endpoint:
+        endpoint = endpoint.replace("\0", "\n")
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert download(tmp_path, "lcm") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("musev: ") and error.count("\n") == 1 and "a bug of" not in error
+
+
+def test_offline_is_respected(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert download(tmp_path, "lcm") == 1
+    assert "HF_HUB_OFFLINE" in capsys.readouterr().err and hub.requests == []
 
 
 @pytest.mark.parametrize(

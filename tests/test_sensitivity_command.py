@@ -455,4 +455,4 @@ def test_annotators_are_looked_for_in_the_folders_given(disk, tmp_path, capsys):
 def test_a_device_that_is_not_there_is_named_before_anything_is_loaded(disk, tmp_path, capsys, device):
     file = task_file(disk, {"name": "t", "prompt": "a", **QUICK})
     assert generate(disk, file, tmp_path, "--musev", "nowhere", "--device", device) == 1
-    assert f"the device {device!r} cannot be used here" in capsys.readouterr().err
+    assert f"The device {device!r} cannot be used here" in capsys.readouterr().err

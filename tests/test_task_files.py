@@ -263,9 +263,9 @@ def test_wrong_files_are_explained(name, text, message, tmp_path):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(MuseVError, match="The task file .*gone.yaml cannot be read"):
+    with pytest.raises(MuseVError, match="The task file .*gone.yaml' does not exist"):
         load_tasks(tmp_path / "gone.yaml")
-    with pytest.raises(MuseVError, match="cannot be read"):
+    with pytest.raises(MuseVError, match="is a folder; the name of one task file was expected"):
         load_tasks(tmp_path)
 
 
@@ -292,14 +292,14 @@ def doubled(levels: int) -> dict[str, Any]:
         ),
         ({"a": "|" * 1000}, r"make 1,001 tasks \(a 1001\)"),
         ({"word": "x" * 9000, "prompt": "{word} {word}"}, "prompt: .*more than 10,000 characters"),
-        ({"prompt": "x" * 20_000}, "prompt: .*more than 10,000 characters"),
+        ({"prompt": "x" * 20_000}, "prompt: at most 10,000 characters, got 20,000"),
         ({"name": "n" * 300}, "name: at most 200 characters, got 300"),
         (
             {"condition_images": "n" * 300},
             "condition_images: The image file 'n+...n+' cannot be opened: File name too long",
         ),
         ({"condition_images": [["a"], ["b"]]}, "condition_images: expected a file name"),
-        ({"condition_images": {"a": "b"}}, "condition_images"),
+        ({"condition_images": {"a": "b"}}, "condition_images: expected a file name, got {'a': 'b'}"),
         ({"condition_images": 5}, "condition_images: expected a file name, got 5"),
         ({"prompt": ["p"]}, "prompt: expected text"),
     ],

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernels
-from ..config import VARIANTS, UNetConfig, resized
+from ..config import MAX_FRAMES, MAX_SIDE, VARIANTS, UNetConfig, resized
 from ..denoise.denoiser import ClipDenoiser, DenoiserOptions
 from ..denoise.windows import WindowOptions, context_windows
 from ..errors import MuseVError
@@ -72,10 +72,14 @@ class Case:
             size = getattr(self, name)
             if size < _PIXELS_PER_LATENT or size % _PIXELS_PER_LATENT:
                 raise MuseVError(f"{name} must be a positive multiple of {_PIXELS_PER_LATENT}, got {size}")
-        if self.frames < 1:
-            raise MuseVError(f"frames must be at least 1, got {self.frames}")
-        if self.condition_frames < 0:
-            raise MuseVError(f"condition_frames must be at least 0, got {self.condition_frames}")
+        for name, low, high in (
+            ("height", 1, MAX_SIDE),
+            ("width", 1, MAX_SIDE),
+            ("frames", 1, MAX_FRAMES),
+            ("condition_frames", 0, MAX_FRAMES),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise MuseVError(f"{name} must be at least {low} and at most {high:,}, got {getattr(self, name)}")
         _ = self.windows  # refuses a window and overlap which do not go together
 
     @property

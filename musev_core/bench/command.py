@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..config import VARIANTS
+from ..devices import find_device
 from ..errors import MuseVError
 from .cases import (
     BRANCHES,
@@ -156,17 +157,10 @@ def _device(options: argparse.Namespace) -> torch.device | None:
         return None
     if options.device is None:
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-    try:
-        device = torch.device(options.device)
-    except RuntimeError as error:
-        raise MuseVError(f"--device {options.device!r} is no device of torch; try cuda or cpu") from error
-    if device.type not in ("cuda", "cpu") or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise MuseVError(f"--device {options.device!r} cannot be used here; try {_usable()}")
+    device = find_device(options.device)
+    if device.type not in ("cuda", "cpu"):
+        raise MuseVError(f"--device {options.device!r}: times are taken on cuda and cpu only")
     return device
-
-
-def _usable() -> str:
-    return "cuda or cpu" if torch.cuda.is_available() else "cpu"
 
 
 def _counts_text(case: Case, counted: Mapping[str, Counted]) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..devices import check_device
 from ..errors import MuseVError
 from ..file_names import made_folder
 from ..prompts import NEGATIVE_EMBEDDINGS
@@ -58,7 +57,10 @@ def generate(options: argparse.Namespace) -> int:
         raise MuseVError("give a task file: musev generate TASKS.yaml")
     if options.n_cols < 1:
         raise MuseVError(f"--n_cols must be at least 1, got {options.n_cols}")
-    check_device(options.device)
+    if options.device is not None:
+        from ..devices import find_device
+
+        find_device(options.device)
     defaults = {name: value for name in FIELDS if (value := getattr(options, name, None)) is not None}
     targets = options.target_datas.split(",") if options.target_datas and options.target_datas != "all" else None
     choice = ModelChoice(options)

@@ -73,8 +73,8 @@ def add_pose(commands: Any) -> None:
 
 
 def _align(options: argparse.Namespace) -> int:
+    from ..devices import find_device
     from ..image_files import load_image, save_image
-    from ..loading import default_device
     from ..pose.aligned import align_video
     from ..pose.alignment import AlignOptions
     from ..pose.preprocessors import PREPROCESSORS, ControlPreprocessor, check_preprocessor, check_resolution
@@ -101,7 +101,7 @@ def _align(options: argparse.Namespace) -> int:
     fps = frame_rate(video) if options.fps is None else options.fps
     result = VideoWriter(free(options.output), fps=fps, overwrite=options.overwrite)
     comparison = options.comparison and VideoWriter(free(options.comparison), fps=fps, overwrite=options.overwrite)
-    preprocessor = ControlPreprocessor(options.preprocessor, folders=folders, device=options.device or default_device())
+    preprocessor = ControlPreprocessor(options.preprocessor, folders=folders, device=find_device(options.device))
     reference = preprocessor.run(person, resolution=options.detect_resolution)
     if options.reference_pose is not None:
         path = free(options.reference_pose)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import MAX_FRAMES
 from ..denoise.control import Control
 from ..denoise.windows import context_windows
 from ..encoders import decode_latents, encode_latents
@@ -23,6 +24,7 @@ from ..metrics import psnr
 from ..pipeline import ClipInputs, MuseVPipeline, Observer
 from ..progress import TerminalProgress
 from ..training import toy
+from ..values import SEEDS, check_seed
 from ..video import VideoWriter, unique_path
 from ..window_chart import seams
 from .model import load_networks
@@ -52,8 +54,9 @@ class Film:
 
 def demo(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     """Makes the films, writes each as a video and as a contact sheet, and says what was measured."""
-    if options.frames < 1:
-        raise MuseVError(f"--frames must be at least 1, got {options.frames}")
+    if not 1 <= options.frames <= MAX_FRAMES:
+        raise MuseVError(f"--frames must be at least 1 and at most {MAX_FRAMES:,}, got {options.frames}")
+    check_seed("--seed", options.seed)
     films = standard_films(options.frames)
     if options.image is not None or options.prompt is not None:
         films[0] = _changed(films[0], options.image, options.prompt)
@@ -65,8 +68,14 @@ def demo(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     for number, film in enumerate(films):
         run = f"{film.name}: {film.caption}"
         observer = progress.observer({"video": SAMPLING.num_steps})
+        seed = (options.seed + number) % SEEDS
         frames = make_film(
-            pipeline, film, controlnet=networks.controlnet, seed=options.seed + number, observer=observer, run=run
+            pipeline,
+            film,
+            controlnet=networks.controlnet,
+            seed=seed,
+            observer=observer,
+            run=run,
         )
         path = unique_path(options.output_dir / f"demo-{film.name}.mp4")
         with VideoWriter(path, fps=FPS) as writer:

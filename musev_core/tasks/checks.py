@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ..config import MAX_FRAMES
 from ..errors import MuseVError
 from .results import frame_count, scaled_size
 
@@ -23,6 +24,10 @@ def check_together(task: "Task") -> None:
     if task.n_vision_condition > task.time_size:
         raise MuseVError(
             f"n_vision_condition: a shot of time_size {task.time_size} frames cannot hand on {task.n_vision_condition}."
+        )
+    if task.n_batch * task.time_size > MAX_FRAMES:
+        raise MuseVError(
+            f"n_batch, time_size: a video may have {MAX_FRAMES:,} frames, got {task.n_batch:,} x {task.time_size:,}."
         )
     if task.height is not None and task.width is not None:
         scaled_size(task.width, task.height, task.img_length_ratio)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ def convert(name: str, value: Any, info: FieldInfo, default: Any) -> Any:
     if info.many:
         if isinstance(value, str) and info.kind is not Path:
             value = value.split(",")
-        items = [value] if isinstance(value, (str, os.PathLike)) or not isinstance(value, Iterable) else list(value)
+        one = not isinstance(value, Iterable) or isinstance(value, (str, os.PathLike, Mapping))
+        items: list[Any] = [value] if one else list(value)
         if info.kind is str:
             items = [item.strip() if isinstance(item, str) else item for item in items]
         return tuple(scalar(name, item, info.kind) for item in items if not is_none(item)) or default
@@ -66,6 +67,6 @@ def convert(name: str, value: Any, info: FieldInfo, default: Any) -> Any:
         and (info.high is None or result <= info.high)
     ):
         bounds = (("at least", info.low), ("above", info.above), ("at most", info.high))
-        wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        wanted = " and ".join(f"{word} {bound:,.10g}" for word, bound in bounds if bound is not None)
         raise MuseVError(f"{name}: expected a number {wanted}, got {shown(value)}.")
     return result

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ..config import MAX_SIDE
 from ..errors import MuseVError, blame
 from ..file_names import existing_file, portable_name, short_code, shown
 from .fields import field_infos
@@ -56,12 +57,14 @@ def scaled_size(width: int, height: int, ratio: float) -> tuple[int, int]:
     """(width, height) times ratio, rounded down to multiples of 64.
 
     Raises:
-        MuseVError: a side is below 64.
+        MuseVError: a side is below 64 or beyond `MAX_SIDE`.
     """
     from ..images import target_size
 
     with blame("height, width, img_length_ratio"):
         height, width = target_size(height, width, ratio)
+        if max(height, width) > MAX_SIDE:
+            raise MuseVError(f"at most {MAX_SIDE:,} pixels a side, got {width:,} x {height:,}.")
     return width, height
 
 

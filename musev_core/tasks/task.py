@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from ..config import FUSIONS, GUIDANCE_METHODS, NOISE_TYPES, SCHEDULES
+from ..config import FUSIONS, GUIDANCE_METHODS, MAX_FRAMES, MAX_SIDE, MAX_STEPS, NOISE_TYPES, SCHEDULES
 from ..errors import blame
 from ..prompts import negative_prompt
 from ..values import SEEDS
@@ -85,22 +85,40 @@ class Task:
 
     # size and length
     height: int | None = field(
-        None, int, "Height in pixels before the ratio; default: that of the condition image, else of the video.", low=1
+        None,
+        int,
+        "Height in pixels before the ratio; default: that of the condition image, else of the video.",
+        low=1,
+        high=MAX_SIDE,
     )
     width: int | None = field(
-        None, int, "Width in pixels before the ratio; default: that of the condition image, else of the video.", low=1
+        None,
+        int,
+        "Width in pixels before the ratio; default: that of the condition image, else of the video.",
+        low=1,
+        high=MAX_SIDE,
     )
     img_length_ratio: float = field(
-        1.0, float, "Multiplies height and width, which are then rounded down to multiples of 64.", above=0
+        1.0, float, "Multiplies height and width, which are then rounded down to multiples of 64.", above=0, high=16
     )
-    n_batch: int = field(1, int, "Number of shots, each starting from the end of the one before.", low=1)
-    time_size: int = field(12, int, "Frames per shot; any length, the context windows share it.", low=1)
-    fps: float = field(4.0, float, "Frames per second of the saved file; changes its speed, not its frames.", above=0)
+    n_batch: int = field(
+        1, int, "Number of shots, each starting from the end of the one before.", low=1, high=MAX_FRAMES
+    )
+    time_size: int = field(
+        12, int, "Frames per shot; any length, the context windows share it.", low=1, high=MAX_FRAMES
+    )
+    fps: float = field(
+        4.0, float, "Frames per second of the saved file; changes its speed, not its frames.", above=0, high=1000
+    )
 
     # the first frame
     use_condition_image: bool = field(True, bool, "Use the condition images; off: the first frame is generated.")
     n_vision_condition: int = field(
-        1, int, "Frames at the end of a shot which the next one continues; 0: no condition frames at all.", low=0
+        1,
+        int,
+        "Frames at the end of a shot which the next one continues; 0: no condition frames at all.",
+        low=0,
+        high=MAX_FRAMES,
     )
     fix_condition_images: bool = field(
         False, bool, "Start every shot from the first condition instead of the last frames of the shot before."
@@ -121,19 +139,21 @@ class Task:
         0.8, float, "How much a redrawn condition image changes, 0 (stays) to 1 (made anew).", low=0, high=1
     )
     num_inference_steps: int = field(
-        30, int, "Steps for the first frame if it is made; more is slower and finer.", low=1
+        30, int, "Steps for the first frame if it is made; more is slower and finer.", low=1, high=MAX_STEPS
     )
     guidance_scale: float = field(
-        7.5, float, "How closely the first frame follows the prompt; 1 or less: no guidance.", low=0
+        7.5, float, "How closely the first frame follows the prompt; 1 or less: no guidance.", low=0, high=1000
     )
 
     # sampling the video
-    video_num_inference_steps: int = field(10, int, "Steps for the video; more is slower and finer.", low=1)
+    video_num_inference_steps: int = field(
+        10, int, "Steps for the video; more is slower and finer.", low=1, high=MAX_STEPS
+    )
     video_guidance_scale: float = field(
-        3.5, float, "How closely the video follows the prompt; 1 or less: no guidance, twice as fast.", low=0
+        3.5, float, "How closely the video follows the prompt; 1 or less: no guidance, twice as fast.", low=0, high=1000
     )
     video_guidance_scale_end: float | None = field(
-        None, float, "Guidance scale of the last step; default: the same for all steps.", low=0
+        None, float, "Guidance scale of the last step; default: the same for all steps.", low=0, high=1000
     )
     video_guidance_scale_method: str = field(
         "linear",
@@ -155,7 +175,11 @@ class Task:
         1e-3, float, "Share of the condition image in the noise, 0 to 1; more holds the video closer.", low=0, high=1
     )
     motion_speed: float = field(
-        8.0, float, "Source frames between two frames, trained with 8 to 16; more gives larger motion.", low=0
+        8.0,
+        float,
+        "Source frames between two frames, trained with 8 to 16; more gives larger motion.",
+        low=0,
+        high=1000,
     )
     need_hist_match: bool = field(False, bool, "Match the colours of all frames to the first one, against drift.")
     seed: int | None = field(
@@ -166,7 +190,9 @@ class Task:
         high=SEEDS - 1,
         affects_result=False,
     )
-    n_repeat: int = field(1, int, "How often the task is run, with different seeds.", low=1, affects_result=False)
+    n_repeat: int = field(
+        1, int, "How often the task is run, with different seeds.", low=1, affects_result=False, high=1000
+    )
 
     # references
     fixed_refer_image: bool = field(
@@ -179,10 +205,10 @@ class Task:
         True, bool, "Keep the face picture for all shots; off: the last frames of the shot before."
     )
     ip_adapter_scale: float = field(
-        1.0, float, "Strength of the IP-Adapter; 0 is off, more keeps closer to its picture.", low=0
+        1.0, float, "Strength of the IP-Adapter; 0 is off, more keeps closer to its picture.", low=0, high=100
     )
     ip_adapter_face_scale: float = field(
-        1.0, float, "Strength of FaceID; 0 is off, more keeps closer to its face.", low=0
+        1.0, float, "Strength of FaceID; 0 is off, more keeps closer to its face.", low=0, high=100
     )
 
     # context windows
@@ -193,13 +219,21 @@ class Task:
         choices=SCHEDULES,
     )
     context_frames: int = field(
-        12, int, "Frames per window; trained with 12, more needs more memory and shares more motion.", low=1
+        12,
+        int,
+        "Frames per window; trained with 12, more needs more memory and shares more motion.",
+        low=1,
+        high=MAX_FRAMES,
     )
     context_overlap: int = field(
-        4, int, "Frames two windows share, less than context_frames; more is smoother and slower.", low=0
+        4,
+        int,
+        "Frames two windows share, less than context_frames; more is smoother and slower.",
+        low=0,
+        high=MAX_FRAMES,
     )
     context_batch_size: int = field(
-        1, int, "Windows computed at once; more needs more memory.", low=1, affects_result=False
+        1, int, "Windows computed at once; more needs more memory.", low=1, affects_result=False, high=MAX_FRAMES
     )
     context_fuse: str = field(
         "flat",
@@ -225,12 +259,14 @@ class Task:
     pose_align: bool = field(
         False, bool, "Give the poses of the video the proportions and place of the person in the condition image."
     )
-    sample_rate: int = field(1, int, "Use every n-th frame of the video; more gives faster motion.", low=1)
+    sample_rate: int = field(
+        1, int, "Use every n-th frame of the video; more gives faster motion.", low=1, high=MAX_FRAMES
+    )
     controlnet_name: tuple[str, ...] = field(
         (), str, "Control preprocessor(s) for the video, a comma list, e.g. dwpose_body_hand.", many=True
     )
     controlnet_conditioning_scale: float = field(
-        1.0, float, "Strength of the ControlNet(s); 0 is off, more follows the video more closely.", low=0
+        1.0, float, "Strength of the ControlNet(s); 0 is off, more follows the video more closely.", low=0, high=100
     )
     control_guidance_start: float = field(
         0.0, float, "Share of the steps, 0 to 1, after which the ControlNet begins.", low=0, high=1

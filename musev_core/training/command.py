@@ -231,7 +231,7 @@ def _sample_videos(
 
 def extract_command(options: argparse.Namespace) -> int:
     """Writes feature files."""
-    from ..loading import default_device
+    from ..devices import default_device
     from .extract import Extractor, extract
     from .features import FeatureKeys
     from .networks import frozen_encoders, place

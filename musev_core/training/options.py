@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..errors import MuseVError
+from ..values import check_seed
 
 LEARNING_RATES = ("constant", "linear", "cosine")
 PRECISIONS = ("no", "fp16", "bf16")
@@ -56,6 +57,12 @@ class TrainOptions:
         for name in ("validate_every", "warmup_steps", "workers"):
             if getattr(self, name) < 0:
                 raise MuseVError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("learning_rate", "muon_rate", "eps", "weight_decay"):
+            if (getattr(self, name) or 0) < 0:
+                raise MuseVError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise MuseVError(f"betas must be at least 0 and below 1, got {self.betas[0]} and {self.betas[1]}")
+        check_seed("seed", self.seed)
         if self.learning_rate_schedule not in LEARNING_RATES:
             raise MuseVError(
                 f"unknown learning_rate_schedule {self.learning_rate_schedule!r}, expected one of "

@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+CERTIFICATE = Path(__file__).with_name("localhost.pem")  # made for this, with its key; valid for a hundred years
+ENDLESS = b"endless"  # as a body: sent again and again
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -37,6 +41,10 @@ class FakeHub:
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     altered: set[str] = field(default_factory=set)  # paths whose content arrives changed
     knows_ranges: bool = True
+    poured: int = 0  # bytes of endless answers
+    listings: dict[str, bytes] = field(default_factory=dict)  # by repo, in place of it
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)  # by path, added to it
+    answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)  # by path
 
     def add(self, repo: str, path: str, content: bytes) -> bytes:
         self.repos.setdefault(repo, {})[path] = content
@@ -61,11 +69,15 @@ def git_hash(content: bytes) -> str:
 
 
 @contextmanager
-def serve() -> Iterator[FakeHub]:
-    """A hub at `hub.url` until the block ends."""
+def serve(*, secure: bool = False) -> Iterator[FakeHub]:
+    """A hub at `hub.url` until the block ends; over https if it is to be `secure`, with `CERTIFICATE`."""
     hub = FakeHub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if secure:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    hub.url = f"http{'s' if secure else ''}://127.0.0.1:{server.server_address[1]}"
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -97,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _listing(self, repo: str) -> None:
         if repo in self.hub.refusals:
             return self._refuse(*self.hub.refusals[repo])
+        if repo in self.hub.listings:
+            return self._answer(200, {"Content-Type": "application/json"}, self.hub.listings[repo])
         if repo not in self.hub.repos:
             return self._refuse(404, "RepoNotFound")
         siblings = []
@@ -105,17 +119,19 @@ class _Handler(BaseHTTPRequestHandler):
             if large(path):
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
-            siblings.append(entry)
+            siblings.append(entry | self.hub.entries.get(path, {}))
         body = json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings, "tags": []}).encode()
         self._answer(200, {"Content-Type": "application/json"}, body)
 
     def _resolve(self, repo: str, path: str) -> None:
         if path in self.hub.refusals:
             return self._refuse(*self.hub.refusals[path])
+        if path in self.hub.answers:
+            return self._answer(*self.hub.answers[path])
         if not large(path):
             return self._content(repo, path)
         # large files lie with another host
-        self._answer(302, {"Location": f"http://localhost:{self.server.server_address[1]}/cdn/{repo}:{path}"})
+        self._answer(302, {"Location": self.hub.url.replace("127.0.0.1", "localhost") + f"/cdn/{repo}:{path}"})
 
     def _refuse(self, status: int, word: str) -> None:
         self._answer(status, {"X-Error-Code": word} if word else {})
@@ -140,12 +156,23 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: int, headers: dict[str, str] | None = None, body: bytes = b"", cut: int | None = None
     ) -> None:
         self.send_response(status)
+        if body is ENDLESS:
+            return self._pour()
         for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body[:cut])
         if cut is not None:
             self.close_connection = True
+
+    def _pour(self) -> None:
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        with suppress(OSError):  # until the other side has had enough
+            while True:
+                self.wfile.write(bytes(1 << 16))
+                self.hub.poured += 1 << 16
 
     def log_message(self, format: str, *args: object) -> None:
         pass
