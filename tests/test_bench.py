@@ -310,7 +310,8 @@ def test_tables_are_aligned() -> None:
     assert first.split("|")[2].strip() == "2.00" and first.split("|")[5].strip() == "0.5"
 
 
-_ONLY_TORCH = """
+USED = {"torch", "einops"}
+_ONLY_THESE = """
 import runpy, sys
 from importlib.machinery import PathFinder
 
@@ -325,27 +326,27 @@ runpy.run_module(MODULE, run_name="__main__")
 """
 
 
-def packages_beside_torch() -> set[str]:
-    """What the project asks for, by import name."""
+def packages_not_there() -> set[str]:
+    """What the project asks for beside these, by import name."""
     config = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     listed = config.partition("\ndependencies = [")[2].partition("]")[0]
     names = {re.match(r"[\w-]+", entry).group() for entry in re.findall(r'"(.+?)"', listed)}
-    different = {"Pillow": "PIL", "scikit-image": "skimage", "pyyaml": "yaml"}
-    return {different.get(name, name) for name in names - {"torch"}} | {"cv2", "triton", "xformers"}
+    different = {"Pillow": "PIL", "opencv-python-headless": "cv2", "pyyaml": "yaml"}
+    return {different.get(name, name) for name in names - USED} | {"triton", "xformers"}
 
 
 def run_bare(module: str, *given: str) -> subprocess.CompletedProcess:
-    code = f"MISSING = {packages_beside_torch()!r}\nMODULE = {module!r}\n{_ONLY_TORCH}"
+    code = f"MISSING = {packages_not_there()!r}\nMODULE = {module!r}\n{_ONLY_THESE}"
     return subprocess.run([sys.executable, "-c", code, "--", *given], cwd=ROOT, capture_output=True, text=True)
 
 
-def test_the_packages_beside_torch_are_known() -> None:
-    assert {"diffusers", "transformers", "numpy", "PIL", "einops"} <= packages_beside_torch()
-    assert "torch" not in packages_beside_torch()
+def test_the_packages_that_are_not_there_are_known() -> None:
+    assert {"diffusers", "transformers", "numpy", "PIL", "cv2"} <= packages_not_there()
+    assert not USED & packages_not_there()
 
 
 @pytest.mark.parametrize("module, command", [("musev_core.bench", ()), ("musev_core.cli", ("bench",))])
-def test_needs_torch_only(module: str, command: tuple[str, ...]) -> None:
+def test_needs_torch_and_einops_only(module: str, command: tuple[str, ...]) -> None:
     run = run_bare(module, *command, *SMALL, "--device", "cpu", "--dtype", "float32", "--quick", "--compare")
     assert run.returncode == 0, run.stderr
     assert "MFU" in run.stdout

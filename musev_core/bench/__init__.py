@@ -1,1 +1,1 @@
-"""What the network costs: counted without hardware, and timed on the hardware at hand. Needs torch only."""
+"""What the network costs: counted without hardware, and timed on the hardware at hand. Needs torch and einops."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..models.conditions import ClipConditions, ControlResiduals
@@ -92,17 +93,19 @@ class ClipControls:
         levels = []
         for level in range(len(self._residuals[frames[0]])):
             x = torch.stack([self._residuals[frame][level] for window in windows for frame in window], dim=1)
-            levels.append(x.flatten(0, 1))  # (rows, windows t, ...): a row's windows side by side
+            levels.append(rearrange(x, "b t c h w -> (b t) c h w"))  # a row's windows side by side
         self._residuals = {frame: x for frame, x in self._residuals.items() if self._last_use.get(frame, -1) >= done}
         return ControlResiduals(tuple(levels[:-1]), levels[-1])
 
     def _evaluate(self, latents: Tensor, timestep: Tensor, frames: list[int]) -> None:
         rows, m = self.clip.rows, len(frames)
         sample = torch.stack([latents[:, :, frame] for frame in frames], dim=1)  # (b, frames, c, h, w)
-        sample = sample.repeat(rows // latents.shape[0], 1, 1, 1, 1).flatten(0, 1)
+        sample = sample.repeat(rows // latents.shape[0], 1, 1, 1, 1)
+        sample = rearrange(sample, "b t c h w -> (b t) c h w")
         text = self.clip.text
         if text.ndim == 4:  # a prompt per frame
-            text = torch.stack([text[:, frame] for frame in frames], dim=1).flatten(0, 1)
+            text = torch.stack([text[:, frame] for frame in frames], dim=1)
+            text = rearrange(text, "b t n c -> (b t) n c")
         else:
             text = text.repeat_interleave(m, 0)
         total: list[Tensor] = []
@@ -118,6 +121,6 @@ class ClipControls:
             )
             levels = [x.to(self.clip.text.dtype) for x in (*down, mid)]
             total = [a + b for a, b in zip(total, levels, strict=True)] if total else levels
-        per_frame = [x.unflatten(0, (rows, m)).unbind(1) for x in total]
+        per_frame = [rearrange(x, "(b t) c h w -> b t c h w", b=rows).unbind(1) for x in total]
         for i, frame in enumerate(frames):
             self._residuals[frame] = [level[i] for level in per_frame]

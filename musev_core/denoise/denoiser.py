@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..errors import MuseVError
@@ -183,7 +184,7 @@ class ClipDenoiser:
             repeats = clip.rows // sample.shape[0] // self._shared
             batch = sample if repeats == 1 else sample.repeat(repeats, 1, 1, 1, 1, 1)
             out = self.unet(
-                batch.flatten(0, 1).to(dtype),
+                rearrange(batch, "b windows c t h w -> (b windows) c t h w").to(dtype),
                 timestep,
                 clip.at_frames(frames),
                 condition_frames=group[0].condition_positions,
@@ -192,7 +193,8 @@ class ClipDenoiser:
                 skip_temporal=self.options.skip_temporal,
                 branches=self._shared,
             )
-            outputs.append(out.unflatten(0, (clip.rows, len(group))).to(sample.dtype))
+            out = rearrange(out, "(b windows) c t h w -> b windows c t h w", b=clip.rows)
+            outputs.append(out.to(sample.dtype))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

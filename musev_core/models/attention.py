@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import MuseVError, require
@@ -36,8 +37,8 @@ def xformers_attention() -> AttentionFunction:
     ops = require("xformers.ops", install="xformers", purpose="the attention backend xformers")
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # wants (b, tokens, heads, head_dim)
-        return ops.memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        out = ops.memory_efficient_attention(*(rearrange(x, "b heads n d -> b n heads d") for x in (q, k, v)))
+        return rearrange(out, "b n heads d -> b heads n d")
 
     return with_fallback(attend, "xformers")
 
@@ -80,9 +81,14 @@ def use_attention(net: nn.Module, backend: str | AttentionFunction) -> None:
 
 def heads_first(x: Tensor, heads: int) -> Tensor:
     """`(b, n, heads * d)` as a view `(b, heads, n, d)`."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return rearrange(x, "b n (heads d) -> b heads n d", heads=heads)
 
 
 def heads_last(x: Tensor) -> Tensor:
     """`(b, heads, n, d)` to `(b, n, heads * d)`."""
-    return x.transpose(1, 2).flatten(2)
+    return rearrange(x, "b heads n d -> b n (heads d)")
+
+
+def frames_as_rows(x: Tensor) -> Tensor:
+    """`(b, t, n, c)` to `(b t, n, c)`: every frame looks at itself alone."""
+    return rearrange(x, "b t n c -> (b t) n c")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 T = TypeVar("T")
@@ -131,7 +132,8 @@ class ClipConditions:
         if self.text.ndim == 3:
             return self
         # windows side by side under their row: (rows * windows, frames, tokens, dim)
-        text = torch.stack([self.text[:, list(window)] for window in frames], dim=1).flatten(0, 1)
+        text = torch.stack([self.text[:, list(window)] for window in frames], dim=1)
+        text = rearrange(text, "rows windows t n c -> (rows windows) t n c")
 
         def repeat(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.repeat_interleave(len(frames), 0)

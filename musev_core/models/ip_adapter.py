@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import ImageProjectionConfig
@@ -19,7 +20,7 @@ class ImageProjection(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """`(n, input_dim)` to `(n, tokens, context_dim)`."""
-        return self.norm(self.proj(embeddings).unflatten(-1, (self.config.num_tokens, -1)))
+        return self.norm(rearrange(self.proj(embeddings), "n (tokens c) -> n tokens c", tokens=self.config.num_tokens))
 
 
 class FaceProjection(nn.Module):
@@ -37,7 +38,7 @@ class FaceProjection(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """`(n, input_dim)` to `(n, tokens, context_dim)`."""
-        return self.norm(self.proj(embeddings).unflatten(-1, (self.config.num_tokens, -1)))
+        return self.norm(rearrange(self.proj(embeddings), "n (tokens c) -> n tokens c", tokens=self.config.num_tokens))
 
 
 class PerceiverAttention(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .. import kernels
@@ -146,8 +147,10 @@ class Group(nn.Module):
 
 def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Calls a layer that expects `(n, c, h, w)` on every frame of `x (b, t, h, w, c)`."""
-    y = layer(x.flatten(0, 1).permute(0, 3, 1, 2))
-    return y.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
+    rows = rearrange(x, "b t h w c -> (b t) h w c")
+    y = layer(rearrange(rows, "n h w c -> n c h w"))  # apart: of a single row, strides tell torch that c is last
+    y = rearrange(y, "n c h w -> n h w c").contiguous()
+    return rearrange(y, "(b t) h w c -> b t h w c", b=x.shape[0])
 
 
 def norm_gains(norm: Any) -> Gains | None:
@@ -190,15 +193,16 @@ _FEW_POSITIONS = 64
 def norm_per_frame(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Group norm of every frame of `x (b, t, h, w, c)` over (h, w)."""
     if x.is_cpu and x.shape[2] * x.shape[3] < _FEW_POSITIONS:
-        y = norm(x.flatten(2, 3).flatten(0, 1).transpose(1, 2).contiguous())  # (b t, c, h w)
-        return y.transpose(1, 2).reshape(x.shape)
+        y = norm(rearrange(x, "b t h w c -> (b t) c (h w)").contiguous())
+        return rearrange(y, "(b t) c (h w) -> b t h w c", b=x.shape[0], h=x.shape[2])
     return per_frame(norm, x)
 
 
 def norm_per_clip(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Group norm of `x (b, t, h, w, c)` over (t, h, w)."""
     if x.is_cpu and x.shape[1] * x.shape[2] * x.shape[3] < _FEW_POSITIONS:
-        return norm(x.flatten(1, 3).transpose(1, 2).contiguous()).transpose(1, 2).reshape(x.shape)
+        y = norm(rearrange(x, "b t h w c -> b c (t h w)").contiguous())
+        return rearrange(y, "b c (t h w) -> b t h w c", t=x.shape[1], h=x.shape[2])
     return per_clip(norm, x)
 
 
@@ -218,7 +222,8 @@ def to_batch(x: Tensor, batch: int) -> Tensor:
 
 def per_clip(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Calls a layer that expects `(b, c, t, h, w)` on `x (b, t, h, w, c)`."""
-    return layer(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).contiguous()
+    y = layer(rearrange(x, "b t h w c -> b c t h w"))
+    return rearrange(y, "b c t h w -> b t h w c").contiguous()
 
 
 def conv_over_time(conv: Any, x: Tensor) -> Tensor:
@@ -229,6 +234,7 @@ def conv_over_time(conv: Any, x: Tensor) -> Tensor:
     """
     if getattr(type(conv), "forward", None) is not nn.Conv3d.forward:
         return per_clip(conv, x)
-    planes = x.flatten(2, 3).permute(0, 3, 1, 2)  # (b, c, t, h w)
-    y = F.conv2d(planes, conv.weight[..., 0], conv.bias, padding=(1, 0))
-    return y.permute(0, 2, 3, 1).contiguous().unflatten(2, x.shape[2:4])
+    planes = rearrange(x, "b t h w c -> b t (h w) c")
+    y = F.conv2d(rearrange(planes, "b t n c -> b c t n"), conv.weight[..., 0], conv.bias, padding=(1, 0))
+    y = rearrange(y, "b c t n -> b t n c").contiguous()
+    return rearrange(y, "b t (h w) c -> b t h w c", h=x.shape[2])

@@ -1,9 +1,10 @@
 """How the UNet looks at ReferenceNet features (musev.md 2.5, 2.7)."""
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from .attention import AttentionFunction, heads_first, heads_last
+from .attention import AttentionFunction, frames_as_rows, heads_first, heads_last
 from .conditions import ClipConditions
 from .layers import Group, Layers
 
@@ -23,26 +24,26 @@ class ReferenceFusion(nn.Module):
 
     def forward(self, x: Tensor, reference: Tensor, clip: ClipConditions) -> Tensor:
         """`x (b, t, h, w, c)`; `reference (rows, pictures, h', w', c)`."""
-        b, t, _, _, c = x.shape
+        b, t = x.shape[:2]
         rows = reference.shape[0]
         ref_k, ref_v = self.constants(reference, clip)
-        h = x.flatten(2, 3)  # (b, t, n, c)
+        h = rearrange(x, "b t h w c -> b t (h w) c")
         own_k, own_v = self.to_k(h), self.to_v(h)
 
         def beside(shared: Tensor, own: Tensor) -> Tensor:  # (rows, m, c), (b, t, n, c) -> (b t, heads, m + n, d)
-            shared = shared[:, None, None].expand(rows, b // rows, t, -1, c).reshape(b, t, -1, c)
-            return heads_first(torch.cat([shared, own], dim=2).flatten(0, 1), self.heads)
+            shared = repeat(shared, "rows m c -> (rows windows) t m c", windows=b // rows, t=t)
+            return heads_first(frames_as_rows(torch.cat([shared, own], dim=2)), self.heads)
 
-        q = heads_first(self.to_q(h).flatten(0, 1), self.heads)
+        q = heads_first(frames_as_rows(self.to_q(h)), self.heads)
         out = heads_last(self.attention(q, beside(ref_k, own_k), beside(ref_v, own_v)))
-        out = self.to_out["0"](out).view(x.shape)
+        out = rearrange(self.to_out["0"](out), "(b t) (h w) c -> b t h w c", b=b, h=x.shape[2])
         return x + out if clip.reference_scale == 1 else torch.add(x, out, alpha=clip.reference_scale)
 
     def constants(self, reference: Tensor, clip: ClipConditions) -> tuple[Tensor, Tensor]:
         """Keys and values `(rows, tokens, c)` of the reference."""
 
         def project() -> tuple[Tensor, Tensor]:
-            tokens = reference.flatten(1, 3)
+            tokens = rearrange(reference, "b p h w c -> b (p h w) c")
             return self.to_k(tokens), self.to_v(tokens)
 
         return clip.once((self.name, "reference", reference.shape[0]), project)

@@ -1,6 +1,7 @@
 """ReferenceNet: the down path and mid block of a Stable Diffusion UNet, as an image encoder (musev.md 3)."""
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import UNetConfig
@@ -39,7 +40,7 @@ class ReferenceNet(nn.Module):
             latents: `(rows, 4, pictures, h, w)`, scaled VAE means, no noise.
             context: `(rows, tokens, dim)`: image prompt tokens if there are any, otherwise the text.
         """
-        x = latents.permute(0, 2, 3, 4, 1)  # (rows, pictures, h, w, c)
+        x = rearrange(latents, "b c p h w -> b p h w c")
         emb = self.time_embedding(x.new_zeros(1, 1), x.dtype)
         state = CallState(ClipConditions(text=context), F.silu(emb), None, (), x.shape[0])
         x = per_frame(self.conv_in, x)

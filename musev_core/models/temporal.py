@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .. import kernels
@@ -72,13 +73,12 @@ class TemporalSelfAttention(nn.Module):
         """`(b, t, n, c)`."""
         if kernels.active(x) and x.shape[1] <= MAX_KERNEL_FRAMES and (weight := self.constants(clip)) is not None:
             return self.to_out["0"](kernels.temporal_attention(F.linear(x, weight), self.heads))
-        d = x.shape[-1] // self.heads
 
-        def pixels_as_heads(y: Tensor) -> Tensor:  # (b, n heads, t, d), a view: nothing is copied to bring time inside
-            return y.flatten(2).unflatten(2, (-1, d)).transpose(1, 2)
+        def pixels_as_heads(y: Tensor) -> Tensor:  # a view: nothing is copied to bring time inside
+            return rearrange(y, "b t n (heads d) -> b (n heads) t d", heads=self.heads)
 
         q, k, v = (pixels_as_heads(project(x)) for project in (self.to_q, self.to_k, self.to_v))
-        out = self.attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        out = rearrange(self.attention(q, k, v), "b (n heads) t d -> b t n (heads d)", heads=self.heads)
         return self.to_out["0"](out)
 
     def constants(self, clip: ClipConditions) -> Tensor | None:
@@ -171,13 +171,15 @@ class TemporalTransformer(nn.Module):
         self, x: Tensor, frames: FrameEmbedding, clip: ClipConditions, strength: Tensor | None = None
     ) -> Tensor:
         """`x (b, t, h, w, c)`; `strength (1)` or `(t, 1, 1, 1)` multiplies what is added."""
-        h = self.proj_in(norm_silu(self.norm, x, over_time=True, silu=False).flatten(2, 3))  # (b, t, h w, c)
+        h = norm_silu(self.norm, x, over_time=True, silu=False)
+        h = self.proj_in(rearrange(h, "b t h w c -> b t (h w) c"))
         embedding, weight = self.constants(frames, clip, x)
         h = h + embedding[:, :, None]
         for block in self.transformer_blocks:
             h = block(h, clip)
         weight = weight if strength is None else weight * strength
-        return scaled_residual(x, self.proj_out(h).view(x.shape), weight)
+        h = rearrange(self.proj_out(h), "b t (h w) c -> b t h w c", h=x.shape[2])
+        return scaled_residual(x, h, weight)
 
     def constants(self, frames: FrameEmbedding, clip: ClipConditions, like: Tensor) -> tuple[Tensor, Tensor]:
         """The projected frame embedding `(1 or b, t, c)`, and `|w|`; those of the attention layers are made ready."""

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .. import kernels
-from .attention import AttentionFunction, heads_first, heads_last
+from .attention import AttentionFunction, frames_as_rows, heads_first, heads_last
 from .conditions import ClipConditions
 from .hooks import ForwardHooks
 from .layers import Group, Layers, add_and_norm, norm_silu, per_frame, to_batch
@@ -44,19 +45,19 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, condition_frames: Sequence[int] = (), extra_tokens: Tensor | None = None) -> Tensor:
         """`x (b, t, n, c)`; `extra_tokens (b, m, c)` are seen by every frame."""
-        b, t, n, c = x.shape
+        b, t, _, c = x.shape
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
         shared = []
         if condition_frames:
-            shared.append(tuple(take_frames(y, condition_frames).reshape(b, 1, -1, c) for y in (k, v)))
+            shared.append(tuple(rearrange(take_frames(y, condition_frames), "b t n c -> b 1 (t n) c") for y in (k, v)))
         if extra_tokens is not None:
             shared.append((self.to_k(extra_tokens)[:, None], self.to_v(extra_tokens)[:, None]))
         if shared:
             k = torch.cat([k, *(s[0].expand(b, t, -1, c) for s in shared)], dim=2)
             v = torch.cat([v, *(s[1].expand(b, t, -1, c) for s in shared)], dim=2)
-        q, k, v = (heads_first(y.flatten(0, 1), self.heads) for y in (q, k, v))
-        out = heads_last(self.attention(q, k, v))  # (b t, n, c)
-        return self.to_out["0"](out).view(b, t, n, c)
+        q, k, v = (heads_first(frames_as_rows(y), self.heads) for y in (q, k, v))
+        out = self.to_out["0"](heads_last(self.attention(q, k, v)))
+        return rearrange(out, "(b t) n c -> b t n c", b=b)
 
 
 class CrossAttention(nn.Module):
@@ -99,7 +100,7 @@ class CrossAttention(nn.Module):
             term = self.look(q, key, value)
             if mask is not None:
                 weights = F.interpolate(mask[:, None].to(term), size, mode="bilinear", antialias=True)
-                term = term * weights.flatten(1)[None, :, :, None]  # (1, 1 or t, n, 1)
+                term = term * rearrange(weights, "t 1 h w -> 1 t (h w) 1")
             out = torch.add(out, term, alpha=scale)
         return out
 
@@ -223,9 +224,11 @@ class SpatialTransformer(nn.Module):
         """
         batch = batch or x.shape[0]
         size = (x.shape[2], x.shape[3])
-        h = per_frame(self.proj_in, norm_silu(self.norm, x, silu=False)).flatten(2, 3)  # (b, t, h w, c)
+        h = per_frame(self.proj_in, norm_silu(self.norm, x, silu=False))
+        h = rearrange(h, "b t h w c -> b t (h w) c")
         for block in self.transformer_blocks:
             own: TransformerBlock = block  # type: ignore[assignment]
             changed = None if hooks is None else hooks.transformer_block(own, h, clip, condition_frames, batch, size)
             h = own(h, clip, condition_frames, extra_tokens, batch, size) if changed is None else changed
-        return to_batch(x, batch) + per_frame(self.proj_out, h.unflatten(2, size))
+        h = rearrange(h, "b t (h w) c -> b t h w c", h=size[0])
+        return to_batch(x, batch) + per_frame(self.proj_out, h)

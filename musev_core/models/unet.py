@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import UNetConfig
@@ -112,7 +113,7 @@ class MuseVUNet(nn.Module):
         batch = b * branches
         self._check(batch, t, clip, condition_frames, control)
         condition_frames = condition_frames if t > 1 else ()  # a picture alone is no condition (musev.md 8.6)
-        x = sample.permute(0, 2, 3, 4, 1)  # (b, t, h, w, c)
+        x = rearrange(sample, "b c t h w -> b t h w c")
         frames = None
         if config.temporal and not skip_temporal:
             frames = self._frame_embedding(clip, t, motion_speed, frame_index, x)
@@ -138,7 +139,7 @@ class MuseVUNet(nn.Module):
             residuals += [to_batch(skip, batch) for skip in new]
         if control is not None:
             residuals = [
-                x + extra.permute(0, 2, 3, 1).unflatten(0, (batch, t))
+                x + rearrange(extra, "(b t) c h w -> b t h w c", b=batch)
                 for x, extra in zip(residuals, control.down, strict=True)
             ]
 
@@ -148,7 +149,7 @@ class MuseVUNet(nn.Module):
         if hooks is not None:
             x = hooks.middle_block(x)
         if control is not None and control.mid is not None:
-            x = x + control.mid.permute(0, 2, 3, 1).unflatten(0, (batch, t))
+            x = x + rearrange(control.mid, "(b t) c h w -> b t h w c", b=batch)
 
         stack = [*residuals, x]
         del residuals, skip, x
@@ -156,7 +157,7 @@ class MuseVUNet(nn.Module):
             block(stack, state)
         x = stack.pop()
         x = per_frame(self.conv_out, norm_silu(self.conv_norm_out, x))
-        return x.permute(0, 4, 1, 2, 3)  # (b, c, t, h, w)
+        return rearrange(x, "b t h w c -> b c t h w")
 
     @torch.no_grad()
     def prepare(self, clip: ClipConditions, num_frames: int, *, motion_speed: float = 8.0, branches: int = 1) -> None:

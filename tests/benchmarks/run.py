@@ -1,6 +1,6 @@
 """`musev bench` with the straightforward NCHW network beside ours: `python tests/benchmarks/run.py --help`.
 
-Needs torch only, and runs from any checkout.
+Needs torch and einops only, and runs from any checkout.
 """
 
 import argparse
