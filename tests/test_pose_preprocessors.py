@@ -1,4 +1,4 @@
-import importlib.util
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -255,11 +255,37 @@ def test_lineart_is_the_coarse_one(annotators):
     np.testing.assert_array_equal(ControlPreprocessor("lineart", folders=[annotators])(frame)[0].numpy(), coarse)
 
 
-def test_the_face_mesh_says_which_package_it_needs():
-    if importlib.util.find_spec("mediapipe"):
-        pytest.skip("mediapipe is installed")
-    with pytest.raises(MissingPackageError, match="pip install 'mediapipe<0.10.30'"):
-        ControlPreprocessor("face_detector")
+OPENCV = "pip install opencv-python-headless"
+AUX = f"pip install --no-deps controlnet_aux and {OPENCV}"
+COMMANDS = {name: f"{OPENCV} onnxruntime" if name.startswith("dwpose") else AUX for name in ALL_NAMES}
+COMMANDS |= {"canny": OPENCV, "content": OPENCV, "face_detector": f"{AUX} 'mediapipe<0.10.30'"}
+del COMMANDS["tile"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_without_its_packages_a_name_says_the_command_that_moves_none(monkeypatch, name):
+    for module in ("controlnet_aux", "cv2", "onnxruntime", "mediapipe"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingPackageError, match=f"The control preprocessor '{name}' needs ") as caught:
+        ControlPreprocessor(name)
+    assert f"Install with: {COMMANDS[name]} numpy=={np.__version__} torch==" in str(caught.value)
+
+
+def test_a_name_without_packages_runs_without_them(monkeypatch):
+    for module in ("controlnet_aux", "cv2", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert torch.equal(ControlPreprocessor("tile")(video(1)), video(1))
+
+
+@pytest.mark.parametrize("raised", ["ImportError('libGL.so.1')", "AttributeError('solutions')", "RuntimeError('ABI')"])
+def test_a_controlnet_aux_that_fails_to_import_is_named_with_the_command(annotators, tmp_path, monkeypatch, raised):
+    (tmp_path / "controlnet_aux.py").write_text(f"raise {raised}\n", encoding="utf-8")
+    for module in [name for name in sys.modules if name.partition(".")[0] == "controlnet_aux"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingPackageError, match="for others: pip install --no-deps controlnet_aux and ") as caught:
+        ControlPreprocessor("hed", folders=[annotators])
+    assert raised.split("'")[1] in str(caught.value)
 
 
 # ---- poses ---------------------------------------------------------------------------------------------------------

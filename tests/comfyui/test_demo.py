@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from nodes import NODE_CLASS_MAPPINGS, CLIPTextEncode, ControlNetApplyAdvanced, VAEDecode, VAEEncode
-from support.comfy_workflows import api, of_class
+from support.comfy_workflows import api, executed, of_class
 
 from musev_core.demo.model import load_networks
 from musev_core.demo.showcase import make_film, standard_films
@@ -112,26 +112,10 @@ def test_a_whole_graph_of_the_demo_runs(outputs):
     assert torch.isfinite(frames).all()
 
 
-def executed(graph: dict, node: str, done: dict) -> tuple:
-    """What a node of a graph in API format gives, with everything before it."""
-    if node not in done:
-        kind = graph[node]["class_type"]
-        inputs = {
-            name: executed(graph, *value[:1], done)[value[1]] if isinstance(value, list) else value
-            for name, value in graph[node]["inputs"].items()
-        }
-        if kind in OURS:
-            done[node] = OURS[kind].execute(**inputs).result
-        else:
-            made = NODE_CLASS_MAPPINGS[kind]()
-            done[node] = getattr(made, made.FUNCTION)(**inputs)
-    return done[node]
-
-
 def test_the_workflow_makes_the_film_that_the_command_makes(networks):
     """Same picture, caption, seed and numbers (comfyui.md A6: what is left is the order of float32 sums, amplified)."""
     graph = api("demo")
-    (frames,) = executed(graph, of_class(graph, "VAEDecode"), {})
+    (frames,) = executed(graph, of_class(graph, "VAEDecode"), NODE_CLASS_MAPPINGS | OURS, {})
     sampler = graph[of_class(graph, "MuseV_Sampler")]["inputs"]
     film = standard_films()[0]
     same_text = replace(networks, text_encoder=rounded(networks.text_encoder))

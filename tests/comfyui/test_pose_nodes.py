@@ -11,7 +11,7 @@ from musev_core.pose.drawing import draw_people
 from musev_core.pose.keypoint_json import read_keypoints, write_keypoints
 from musev_pack.nodes.pose import NODES, AlignPose, DrawPose, PreprocessControl
 
-pytest.importorskip("cv2")  # comes with controlnet_aux
+pytest.importorskip("cv2")
 
 
 def pictures(people_per_frame, height=400, width=200, **parts):

@@ -53,3 +53,24 @@ def of_class(nodes: dict, class_type: str) -> str:
     """The id of the only node of a class."""
     (found,) = [i for i, node in nodes.items() if node["class_type"] == class_type]
     return found
+
+
+def executed(graph: dict, node: str, nodes: dict[str, type], done: dict[str, tuple]) -> tuple:
+    """What a node of a graph in API format gives, with everything before it.
+
+    Args:
+        nodes: classes by name; those of the pack by their ids, ComfyUI's own by NODE_CLASS_MAPPINGS.
+        done: results so far, by the id of the node in the graph.
+    """
+    if node not in done:
+        kind = nodes[graph[node]["class_type"]]
+        inputs = {
+            name: executed(graph, value[0], nodes, done)[value[1]] if isinstance(value, list) else value
+            for name, value in graph[node]["inputs"].items()
+        }
+        if hasattr(kind, "define_schema"):
+            done[node] = kind.execute(**inputs).result
+        else:
+            made = kind()
+            done[node] = getattr(made, made.FUNCTION)(**inputs)
+    return done[node]
