@@ -522,11 +522,23 @@ def test_use_is_a_setter_and_a_context():
 @needs_triton
 def test_a_triton_that_cannot_run_is_noted_once_and_avoided(monkeypatch, caplog):
     """Here it cannot, for want of a GPU driver; elsewhere it may be a missing C compiler."""
-    monkeypatch.setattr(selection, "_auto_is_fused", True)
-    monkeypatch.setattr(selection, "_proven", {})
-    assert not selection._prove(torch.device("cpu"))
-    assert not selection._auto_is_fused
-    assert "fused kernels are off: Triton cannot run on cpu" in caplog.text
+    monkeypatch.setattr(selection, "_unfit", ())
+    assert not selection._prove(torch.device("cpu", 1))
+    assert selection._unfit == (1,)  # another device may do
+    assert "no fused kernels on cpu:1: Triton cannot run there" in caplog.text
+
+
+@only_outside
+@needs_triton
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no 8 bytes"), RuntimeError("Triton Error: out of memory")])
+def test_a_full_memory_says_nothing_about_the_device(monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "ones", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        selection._prove(torch.device("cpu"))
+    assert selection._unfit == selection._proven == ()
 
 
 @only_outside

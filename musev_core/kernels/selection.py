@@ -18,7 +18,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # plain globals, so that torch.compile guards on them instead of breaking the graph
 _mode = "auto"
 _auto_is_fused = importlib.util.find_spec("triton") is not None and os.environ.get("MUSEV_KERNELS", "").lower() != "off"
-_proven: dict[int | None, bool] = {}  # CUDA device -> whether a kernel was compiled and launched there
+_proven: tuple[int | None, ...] = ()  # CUDA devices where a kernel was compiled and launched
+_unfit: tuple[int | None, ...] = ()  # CUDA devices where that failed
 
 
 class use:  # noqa: N801 - reads as a verb, like torch.no_grad
@@ -60,32 +61,40 @@ def active(x: Tensor, *others: Tensor | None) -> bool:
         return False
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *others)):
         return False
-    return _mode == "on" or (_auto_is_fused and x.is_cuda and x.dtype in DTYPES)
+    if _mode == "on":
+        return True
+    return _auto_is_fused and x.is_cuda and x.dtype in DTYPES and x.device.index not in _unfit
 
 
 def launchable(x: Tensor) -> bool:
-    """Whether a Triton kernel can run on `x`; tried out once per device."""
+    """Whether a Triton kernel can run on `x`; tried out once per device.
+
+    Raises:
+        torch.OutOfMemoryError: there was no memory to try it; the next call tries again.
+    """
     if not x.is_cuda or x.dtype not in DTYPES:
         return False
     if x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) < (8, 0):
         return False  # Triton has no bfloat16 matrix product there
-    works = _proven.get(x.device.index)
-    return _prove(x.device) if works is None else works
+    return x.device.index in _proven or (x.device.index not in _unfit and _prove(x.device))
 
 
 def _prove(device: torch.device) -> bool:
     """Runs the smallest kernel: Triton may be missing, lack a C compiler, or not support this GPU."""
-    global _auto_is_fused
+    global _proven, _unfit
     try:
         from .fused.gating import geglu
 
         geglu(torch.ones(1, 2, device=device))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # what Triton raises has no common class, and all of it means the same here
-        _auto_is_fused = False
-        _proven[device.index] = False
-        logger.warning("fused kernels are off: Triton cannot run on %s (%s: %s)", device, type(error).__name__, error)
+        if "out of memory" in str(error):  # but this, by which it says that it could not load the kernel
+            raise torch.OutOfMemoryError(str(error)) from error
+        _unfit += (device.index,)
+        logger.warning("no fused kernels on %s: Triton cannot run there (%s: %s)", device, type(error).__name__, error)
         return False
-    _proven[device.index] = True
+    _proven += (device.index,)
     return True
 
 

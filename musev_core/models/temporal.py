@@ -71,7 +71,7 @@ class TemporalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, clip: ClipConditions) -> Tensor:
         """`(b, t, n, c)`."""
-        if kernels.active(x) and x.shape[1] <= MAX_KERNEL_FRAMES and (weight := self.constants(clip)) is not None:
+        if x.shape[1] <= MAX_KERNEL_FRAMES and (weight := self.constants(clip, x)) is not None:
             return self.to_out["0"](kernels.temporal_attention(F.linear(x, weight), self.heads))
 
         def pixels_as_heads(y: Tensor) -> Tensor:  # a view: nothing is copied to bring time inside
@@ -81,12 +81,13 @@ class TemporalSelfAttention(nn.Module):
         out = rearrange(self.attention(q, k, v), "b (n heads) t d -> b t n (heads d)", heads=self.heads)
         return self.to_out["0"](out)
 
-    def constants(self, clip: ClipConditions) -> Tensor | None:
-        """The three projections as one, `(3 c, c)`; None where they are not plain layers of our own.
+    def constants(self, clip: ClipConditions, like: Tensor) -> Tensor | None:
+        """The three projections as one, `(3 c, c)`, for activations like these; None where no kernel is to read it.
 
-        The weights themselves where they are joined; otherwise a copy of them, kept in `clip`.
+        The weights themselves where they are joined, which know of no gradient; otherwise a copy of them, kept in
+        `clip`.
         """
-        if not self._has_plain_projections():
+        if not self._has_plain_projections() or not kernels.active(like, *(p.weight for p in self._projections())):
             return None
         copy = clip.once((self.name, "projection"), self._copy_unless_joined)
         return self.projection if copy is None else copy
@@ -183,9 +184,8 @@ class TemporalTransformer(nn.Module):
 
     def constants(self, frames: FrameEmbedding, clip: ClipConditions, like: Tensor) -> tuple[Tensor, Tensor]:
         """The projected frame embedding `(1 or b, t, c)`, and `|w|`; those of the attention layers are made ready."""
-        if kernels.active(like):
-            for module in self.transformer_blocks.modules():
-                if isinstance(module, TemporalSelfAttention):
-                    module.constants(clip)
+        for module in self.transformer_blocks.modules():
+            if isinstance(module, TemporalSelfAttention):
+                module.constants(clip, like)
         weight = clip.once((self.name, "weight"), lambda: self.temporal_weight.abs().to(like))
         return frames.projected(self.name, self.frame_emb_proj, clip), weight
