@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .errors import MuseVError
+from .precision import HALF, expect_finite
+
 log = logging.getLogger(__name__)
 
 CPU_BATCH = 4
@@ -24,7 +27,6 @@ _SHARE_OF_FREE_MEMORY = 0.8  # the rest is for what convolutions want beyond the
 _PIXELS_PER_LATENT = 8
 _STABLE_DIFFUSION_WIDTH = 256
 _ENCODER = ("encoder.", "quant_conv.")
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class LatentDecoder(Protocol):
@@ -53,9 +55,17 @@ def decode_latents(
         batch: frames at once; default: `CPU_BATCH`, on an accelerator what its free memory takes. Results of different
             batches differ by rounding.
         dtype: precision to decode in; default: `decoding_dtype(vae)`.
+
+    Raises:
+        MuseVError: latents or frames are NaN or infinite.
     """
     decoder: Any = vae
     dtype = dtype or decoding_dtype(vae)
+    if not latents.isfinite().all():
+        raise MuseVError(
+            "the latents hold NaN or infinity: the UNet overflowed, or a LoRA or ControlNet is damaged or too strong. "
+            "Run it in float32 (--dtype float32), or with less of these."
+        )
     frames = latents.transpose(0, 1)
     height, width = (_PIXELS_PER_LATENT * n for n in frames.shape[2:])
     decode = _decoding_in(decoder, dtype)
@@ -64,7 +74,9 @@ def decode_latents(
     while start < len(frames):
         part = frames[start : start + at_once]
         pixels = decode(part / decoder.config.scaling_factor)
-        if dtype in _HALF and not pixels.isfinite().all():
+        if dtype not in HALF:
+            expect_finite(pixels, "the VAE's decoder")
+        elif not pixels.isfinite().all():
             log.warning(
                 "the VAE overflows in %s at frame %d: this and all later frames are decoded in float32",
                 str(dtype).removeprefix("torch."),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .decoding import decode_latents as decode_latents
 from .errors import MuseVError, require
 from .images import clip_pixel_values, to_uint8, to_vae_input
+from .precision import expect_finite
 
 
 def _placed(x: Tensor, net: nn.Module) -> Tensor:
@@ -23,8 +24,9 @@ def _placed(x: Tensor, net: nn.Module) -> Tensor:
 def encode_latents(vae: Any, frames: Tensor, *, batch: int = 8) -> Tensor:
     """Scaled latents `(4, frames, h, w)` of `frames (frames, H, W, 3)`: the mean, never a sample (musev.md 3)."""
     pixels = to_vae_input(frames)
-    means = [vae.encode(_placed(part, vae)).latent_dist.mean.float() for part in pixels.split(batch)]
-    return (torch.cat(means) * vae.config.scaling_factor).transpose(0, 1)
+    means = torch.cat([vae.encode(_placed(part, vae)).latent_dist.mean for part in pixels.split(batch)])
+    expect_finite(means, "the VAE's encoder")
+    return (means.float() * vae.config.scaling_factor).transpose(0, 1)
 
 
 @dataclass
@@ -67,6 +69,7 @@ class ImagePromptEncoder:
             encoded = self.encoder(pixels, output_hidden_states=True).hidden_states[-2]
         else:
             encoded = self.encoder(pixels).image_embeds
+        expect_finite(encoded, "the image encoder")
         return self.projection(_placed(encoded, self.projection))
 
 
@@ -95,12 +98,11 @@ class FacePromptEncoder:
         return self.projection(_placed(zeros, self.projection)).flatten(0, 1)[None]
 
 
-def insightface_extractor(root: str | Path, *, name: str = "buffalo_l") -> Callable[[Tensor], Tensor]:
-    """Face embeddings by insightface, from `<root>/models/<name>/*.onnx`.
+def face_model_folder(root: str | Path, *, name: str = "buffalo_l") -> Path:
+    """`<root>/models/<name>`, where insightface looks for its models.
 
     Raises:
-        MissingPackageError: insightface is not installed.
-        MuseVError: the model files are missing; when called: see `face_extractor`.
+        MuseVError: it is not there.
     """
     folder = Path(root) / "models" / name
     if not folder.is_dir():
@@ -108,6 +110,17 @@ def insightface_extractor(root: str | Path, *, name: str = "buffalo_l") -> Calla
             f"the face models were expected in {folder}; put det_10g.onnx and w600k_r50.onnx of insightface's {name} "
             "there (their licence is non-commercial)"
         )
+    return folder
+
+
+def insightface_extractor(root: str | Path, *, name: str = "buffalo_l") -> Callable[[Tensor], Tensor]:
+    """Face embeddings by insightface, from `<root>/models/<name>/*.onnx`.
+
+    Raises:
+        MissingPackageError: insightface is not installed.
+        MuseVError: the model files are missing; when called: see `face_extractor`.
+    """
+    face_model_folder(root, name=name)
     app_module = require("insightface.app", install="insightface onnxruntime", purpose="FaceID")
     return face_extractor(
         app_module.FaceAnalysis(name=name, root=str(root), allowed_modules=["detection", "recognition"])

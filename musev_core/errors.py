@@ -6,6 +6,7 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from os import PathLike
 from types import ModuleType
 
 
@@ -61,6 +62,17 @@ def blame(owner: str) -> Iterator[None]:
         if str(error).startswith(f"{owner}: "):
             raise
         raise MuseVError(f"{owner}: {error}") from error
+
+
+@contextmanager
+def naming(file: str | PathLike[str]) -> Iterator[None]:
+    """Put the file before a MuseVError which does not name it yet."""
+    try:
+        yield
+    except MuseVError as error:
+        if str(file) in str(error):
+            raise
+        raise type(error)(f"{file}: {error}") from error
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError, MuseVError
+from .precision import expect_finite
 from .prompts import parse_weights
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHUNK_TOKENS = 75  # what the encoder's 77 positions leave between start and end token
+MOST_VECTORS = 3 * CHUNK_TOKENS  # of an embedding; a prompt has no place for more
 
 
 def weighted_tokens(tokenizer: Any, text: str, max_tokens: int = 3 * CHUNK_TOKENS) -> tuple[list[int], list[float]]:
@@ -111,13 +113,16 @@ def encode_prompts(
 
     device = next(text_encoder.parameters()).device
     hidden = _encode(text_encoder, torch.tensor(ids, device=device), clip_skip)  # (prompts * chunks, 77, dim)
+    expect_finite(hidden, "the text encoder")
     context = hidden.reshape(len(weighted), -1, hidden.shape[-1])
     if all(weight == 1 for row in factors for weight in row):
         return context
     plain = context.float()
     scaled = plain * torch.tensor(factors, device=plain.device).reshape(len(weighted), -1, 1)
     before, after = plain.mean((1, 2), keepdim=True), scaled.mean((1, 2), keepdim=True)
-    return (scaled * torch.where(after == 0, 1.0, before / after)).to(context.dtype)
+    context = (scaled * torch.where(after == 0, 1.0, before / after)).to(context.dtype)
+    expect_finite(context, "the weighting of the prompt")
+    return context
 
 
 def _texts(texts: str | Sequence[str], what: str) -> list[str]:
@@ -168,9 +173,9 @@ def read_textual_inversion(tensors: Mapping[str, Any], name: str) -> TextualInve
         )
     published = [key for key in ("string_to_param.*", "emb_params") if key in found]
     keys = published or list(found)
-    if len(keys) != 1 or not found[keys[0]].numel():
+    if len(keys) != 1 or not found[keys[0]].numel() > 0 or len(torch.atleast_2d(found[keys[0]])) > MOST_VECTORS:
         raise CheckpointError(
-            f"Expected one embedding of shape (vectors, width) in {name!r}, found "
+            f"Expected one embedding of shape (vectors, width) with 1 to {MOST_VECTORS} vectors in {name!r}, found "
             f"{', '.join(f'{key} {tuple(found[key].shape)}' for key in keys[:8]) or 'none'}"
             f"{', ...' if len(keys) > 8 else ''}. Choose a textual inversion file."
         )

@@ -1,7 +1,6 @@
 """Weight files: reading, what is wrong with a broken one, recognition, names, folders."""
 
 import json
-import re
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.torch_version import TorchVersion
 
 from musev_core.config import IMAGE_PROJECTIONS, MUSEV, MUSEV_REFERENCENET, SD15, UNetConfig
 from musev_core.errors import CheckpointError, MuseVError
 from musev_core.weights import keymaps
+from musev_core.weights.architecture import image_projection_config, unet_config_from_shapes
+from musev_core.weights.config_json import ConfigJson
 from musev_core.weights.files import check_finite, read_shapes, read_tensors, select
-from musev_core.weights.kinds import Family, describe, image_projection_config, recognise, unet_config_from_shapes
+from musev_core.weights.kinds import Family, describe, recognise
 from musev_core.weights.layout import find_musev_files, read_base
 
 MANIFESTS = Path(__file__).parent / "manifests"
@@ -23,7 +23,7 @@ TINY = json.loads((MANIFESTS / "tiny.json").read_text(encoding="utf-8"))
 TINY_CONFIG = UNetConfig(
     block_out_channels=(32, 64, 64, 64), layers_per_block=1, num_heads=4, norm_groups=8, context_dim=32, temporal=False
 )
-TINY_JSON = {"attention_head_dim": 4, "norm_num_groups": 8}
+TINY_JSON = ConfigJson({"attention_head_dim": 4, "norm_num_groups": 8})
 
 
 def manifest(name):
@@ -134,7 +134,7 @@ def test_folder_in_place_of_a_file(tmp_path):
         ("a.bin", b"", r"is empty \(0 bytes\)"),
         ("a.gguf", b"GGUF", r"ends in '\.gguf', expected one of \.safetensors, \.bin"),
         ("a.bin", b"hello, no weights", "neither a safetensors nor a torch file.*b'hello, n'"),
-        ("a.safetensors", b"\x05", "no complete safetensors file"),
+        ("a.safetensors", b"\x05", "damaged safetensors file: its header should take 5 bytes"),
         ("a.safetensors", (50).to_bytes(8, "little") + b"{", "header should take 50 bytes, the whole file has 9"),
         ("a.safetensors", (5).to_bytes(8, "little") + b"{oh!}", "damaged safetensors file: its header"),
         ("a.safetensors", (9).to_bytes(8, "little") + b'{"x":"y"}', "damaged safetensors file: its header"),
@@ -154,15 +154,14 @@ def test_files_that_are_no_weights(tmp_path, name, content, message):
 def test_safetensors_of_an_unknown_number_type(tmp_path):
     header = b'{"x":{"dtype":"Z9","shape":[1],"data_offsets":[0,1]}}'
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
-    with pytest.raises(CheckpointError, match="is a damaged safetensors file"):
-        read_tensors(tmp_path / "a.safetensors")
+    refused(tmp_path / "a.safetensors", "'x' is of the number type 'Z9', which is unknown here")
 
 
 def test_truncated_safetensors_says_how_much_is_there(tmp_path):
     path = saved(tmp_path / "a.safetensors", {"x": torch.ones(1000)})
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
-    refused(path, rf"truncated: its header says {len(whole)} bytes, the file has 1000")
+    refused(path, rf"truncated or damaged .*: its header says {len(whole)} bytes, the file has 1000")
 
 
 @pytest.mark.parametrize("new_format", [True, False])
@@ -172,7 +171,7 @@ def test_truncated_torch_file(tmp_path, new_format, kept):
     torch.save({"x": torch.ones(3000)}, path, _use_new_zipfile_serialization=new_format)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * kept)])
-    refused(path, "is truncated or damaged.*Download it again")
+    refused(path, "is a truncated or damaged torch file.*Download it again")
 
 
 class RunsCode:
@@ -190,21 +189,6 @@ def test_files_that_could_run_code_are_refused_by_name(tmp_path, capsys, content
     torch.save(content, tmp_path / "evil.ckpt", _use_new_zipfile_serialization=new_format)
     refused(tmp_path / "evil.ckpt", rf"was not loaded: it refers to '{named}'.*could run code.*\.safetensors")
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("version", ["2.5.1+cu124", "2.9.1"])
-def test_a_torch_that_cannot_keep_pickles_from_running_code_gets_none(tmp_path, monkeypatch, version):
-    pickled = saved(tmp_path / "a.bin", {"x": torch.ones(2)})
-    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
-    refused(pickled, rf"can run code in torch {re.escape(version)}.*Use a \.safetensors version.*or update torch")
-    assert read_shapes(saved(tmp_path / "a.safetensors", {"x": torch.ones(2)})) == {"x": (2,)}
-
-
-@pytest.mark.parametrize("version", ["2.10.0", "2.10.0+rocm7.0", "2.15.0", "3.0"])
-def test_any_newer_torch_reads_them(tmp_path, monkeypatch, version):
-    pickled = saved(tmp_path / "a.bin", {"x": torch.ones(2)})
-    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
-    assert torch.equal(read_tensors(pickled)["x"], torch.ones(2))
 
 
 def test_no_tensors_inside(tmp_path):
@@ -373,9 +357,10 @@ def test_the_released_configurations_follow_from_the_tensors(shapes, config):
 
 def test_heads_and_groups_come_from_the_config_file():
     assert unet_config_from_shapes(TINY["unet2d/tiny"], TINY_JSON) == TINY_CONFIG
-    assert unet_config_from_shapes(TINY["unet2d/tiny"], {"attention_head_dim": [4, 4, 4, 4]}).num_heads == 4
-    with pytest.raises(CheckpointError, match=r"head numbers \[5, 10\]"):
-        unet_config_from_shapes(TINY["unet2d/tiny"], {"attention_head_dim": [5, 10]})
+    repeated = ConfigJson({"attention_head_dim": [4, 4, 4, 4], "norm_num_groups": 8})
+    assert unet_config_from_shapes(TINY["unet2d/tiny"], repeated).num_heads == 4
+    with pytest.raises(CheckpointError, match=r"one number for all blocks.* it is \[5, 10\]"):
+        unet_config_from_shapes(TINY["unet2d/tiny"], ConfigJson({"attention_head_dim": [5, 10]}))
 
 
 @pytest.mark.parametrize(

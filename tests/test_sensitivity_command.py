@@ -301,6 +301,7 @@ FILE_OPTIONS = {
     "musev": Names(["--musev", "other"], {"musev"}),
     "variant": Names(["--variant", "musev"], {"variant"}),
     "vae": Names(["--vae", "vae"], {"vae"}),
+    "text_encoder": Names(["--text_encoder", "text"], {"text_encoder"}),
     "tokenizer": Names(["--tokenizer", "words"], {"tokenizer"}),
     "referencenet": Names(["--referencenet", "net"], {"reference_net"}),
     "referencenet_model_name": Names(["--referencenet_model_name", "None"], {"use_reference_net"}),

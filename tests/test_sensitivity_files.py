@@ -89,6 +89,7 @@ ROWS = {
     "base": Row("1/base"),
     "variant": Row("musev"),
     "vae": Row("1/base"),
+    "text_encoder": Row("1/base"),
     "tokenizer": Row("1/tokenizer"),
     "reference_net": Row(f"{UNET}/referencenet"),
     "image_projection": Row(f"{UNET}/ip_adapter_image_proj.safetensors"),

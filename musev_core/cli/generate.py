@@ -140,18 +140,20 @@ def _run_jobs(
 ) -> None:
     import torch
 
-    from ..loading import load_controlnet, load_pipeline
+    from ..loading import load_pipeline, plan_controlnet
     from ..progress import TerminalProgress
 
     made_folder(options.output_dir)
     progress = TerminalProgress()
     dtype = getattr(torch, options.dtype) if options.dtype else None
+    names = sorted({x for task, _, _ in jobs for x in task.controlnet_name})
+    planned = {name: plan_controlnet(path) for name, path in choice.controlnets(names).items()}
     pipeline = load_pipeline(choice.files(entry), device=options.device, dtype=dtype, progress=progress.loading)
     parameter = next(pipeline.unet.parameters())
     controlnets = {}
-    for name, path in choice.controlnets(sorted({x for task, _, _ in jobs for x in task.controlnet_name})).items():
+    for name, plan in planned.items():
         progress.loading(f"ControlNet {name}")
-        controlnets[name] = load_controlnet(path, dtype=parameter.dtype).to(parameter.device)
+        controlnets[name] = plan.load(parameter.dtype).to(parameter.device)
     for task, seed, target in jobs:
         with failures.of(f"Task {task.name!r}"):
             _run_job(pipeline, task, seed, target, controlnets, choice, options, progress)

@@ -73,6 +73,7 @@ def _add_model_arguments(group: Any) -> None:
         help="another VAE than the base model's; default: sd-vae-ft-mse if it is in --checkpoints, else the base "
         "model's own, which None asks for",
     )  # fmt: skip
+    group.add_argument("--text_encoder", default=None, help="another CLIP text encoder than the base model's")
     group.add_argument("--tokenizer", default=None, help="CLIP tokenizer folder, for single-file base models")
     group.add_argument(
         "--referencenet", "--referencenet_model_cfg_path", dest="referencenet", default=None,

@@ -99,6 +99,7 @@ class ModelChoice:
             base=entry.path,
             variant=self.variant,
             vae=self.vae,
+            text_encoder=None if self.options.text_encoder is None else Path(self.options.text_encoder),
             tokenizer=None if self.options.tokenizer is None else Path(self.options.tokenizer),
             reference_net=self.reference_net,
             image_projection=self.image_projection,

@@ -1,6 +1,5 @@
 """Which networks a recipe trains: built, filled, frozen but for what is trained, and written (extra.md 1.5, 1.7)."""
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable
@@ -30,9 +29,10 @@ from ..models.reference_net import ReferenceNet
 from ..models.temporal import TemporalConv, TemporalTransformer
 from ..models.transformer import SpatialTransformer
 from ..models.unet import MuseVUNet
+from ..weights.architecture import unet_config_from_shapes
+from ..weights.config_json import read_config
 from ..weights.files import near_names, read_shapes, read_tensors, select
 from ..weights.keymaps import is_motion_name, motion_tensors
-from ..weights.kinds import unet_config_from_shapes
 from ..weights.layout import find_musev_files, read_base
 from . import checkpoints
 from .diffusion import DiffusionOptions
@@ -67,10 +67,10 @@ def build_unet(recipe: ModelRecipe) -> MuseVUNet:
     """The UNet of a recipe in float32: the base model's weights, and MuseV's or new motion layers around them."""
     found = None if recipe.musev is None else find_musev_files(recipe.musev, recipe.variant)
     if found is not None:
-        config = unet_config_from_shapes(read_shapes(found.unet), _json(found.unet.parent))
+        config = unet_config_from_shapes(read_shapes(found.unet), read_config(found.unet.parent))
     else:
         size = {name: tuple(x.shape) for name, x in read_base(recipe.base, "unet").items()}
-        config = resized(VARIANTS[recipe.variant], unet_config_from_shapes(size, _json(recipe.base / "unet")))
+        config = resized(VARIANTS[recipe.variant], unet_config_from_shapes(size, read_config(recipe.base / "unet")))
     base = read_base(recipe.base, "unet", config=config.spatial())
     unet = MuseVUNet(config)
     start_neutral(unet)
@@ -82,12 +82,6 @@ def build_unet(recipe: ModelRecipe) -> MuseVUNet:
         tensors |= select(motion_tensors(read_tensors(found.unet)), motion, source=str(found.unet))
     unet.load_state_dict({name: x.float() for name, x in tensors.items()}, strict=False)
     return unet
-
-
-def _json(folder: Path) -> dict[str, Any]:
-    """The numbers which tensors do not show; a single file has none."""
-    path = folder / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def build_reference_net(recipe: ModelRecipe, config: UNetConfig) -> ReferenceNet:
@@ -232,9 +226,9 @@ def save_base(folder: Path, recipe: ModelRecipe, unet: MuseVUNet) -> None:
         ("text_encoder", recipe.base, "model.safetensors"),
     ):
         checkpoints.save_tensors(folder / part / name, read_base(source, part))
-        config = _json(source / part)
+        config = read_config(source / part).values
         if not config and part == "vae":  # it may have a folder of its own
-            config = _json(source if source.is_dir() else source.parent)
+            config = read_config(source if source.is_dir() else source.parent).values
         if config:
             checkpoints.save_json(folder / part / "config.json", config)
     tokenizer = recipe.tokenizer or recipe.base / "tokenizer"

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError, MuseVError
+from ..errors import MuseVError
 from ..models.unet import MuseVUNet
-from .files import read_shapes, shorten
+from .architecture import unet_config_from_shapes
+from .files import WEIGHT_SUFFIXES, read_shapes, shorten
 from .keymaps import is_motion_name
-from .kinds import MUSEV_FAMILIES, Family, describe, recognise, unet_config_from_shapes
+from .kinds import MUSEV_FAMILIES, Family, describe, recognise
 from .layout import find_musev_files
-
-_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 
 
 @dataclass
@@ -38,7 +37,7 @@ def check_path(path: Path) -> Report:
         raise MuseVError(f"there is no file or folder {path}")
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if _holds_weights(p))
     if not files:
-        raise MuseVError(f"the folder {path} holds no weight files ({', '.join(_SUFFIXES)})")
+        raise MuseVError(f"the folder {path} holds no weight files ({', '.join(WEIGHT_SUFFIXES)})")
     report = Report()
     for file in files:
         _check_file(file, report)
@@ -47,11 +46,14 @@ def check_path(path: Path) -> Report:
 
 def _check_file(file: Path, report: Report) -> None:
     try:
-        shapes = read_shapes(file)
-    except CheckpointError as error:
+        _check_content(file, report)
+    except MuseVError as error:  # the other files are looked at all the same
         report.lines.append(f"{file}")
         report.problem(str(error))
-        return
+
+
+def _check_content(file: Path, report: Report) -> None:
+    shapes = read_shapes(file)
     kind = recognise(shapes)
     report.lines.append(f"{file}: {describe(kind)}, {len(shapes)} tensors, {file.stat().st_size / 1e6:.1f} MB")
     if kind.base not in (None, "SD1.5"):
@@ -86,4 +88,4 @@ def _check_musev(file: Path, shapes: dict[str, tuple[int, ...]], report: Report)
 
 def _holds_weights(path: Path) -> bool:
     """What training goes on from lies among a checkpoint's weights, but is none."""
-    return path.suffix in _SUFFIXES and path.is_file() and path.parent.name != "state"
+    return path.suffix.lower() in WEIGHT_SUFFIXES and path.is_file() and path.parent.name != "state"

@@ -52,6 +52,17 @@ def unet_ldm_to_diffusers(config: UNetConfig = SD15) -> dict[str, str]:
     return names
 
 
+def controlnet_ldm_to_diffusers() -> dict[str, str]:
+    """LDM name (without `control_model.`) -> diffusers name of every tensor of a Stable Diffusion 1.5 ControlNet."""
+    encoder = ("time_embed.", "input_blocks.", "middle_block.")
+    names = {old: new for old, new in unet_ldm_to_diffusers().items() if old.startswith(encoder)}
+    layers = ["conv_in", *(f"blocks.{i}" for i in range(6)), "conv_out"]
+    modules = {f"input_hint_block.{2 * i}": f"controlnet_cond_embedding.{name}" for i, name in enumerate(layers)}
+    modules |= {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in range(12)}
+    modules["middle_block_out.0"] = "controlnet_mid_block"
+    return names | {f"{old}.{kind}": f"{new}.{kind}" for old, new in modules.items() for kind in _WEIGHT_AND_BIAS}
+
+
 def _unet_modules(config: UNetConfig) -> Iterator[tuple[str, str, bool]]:
     """(LDM module, diffusers module, has a bias)."""
     widths, cross = config.block_out_channels, config.cross_attention_blocks

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..config import SD15, VARIANTS, UNetConfig
 from ..errors import CheckpointError, MuseVError, nearest
-from .files import near_names, read_shapes, read_tensors, shorten
+from .files import near_names, read_shapes, read_tensors, shapes_of, shorten
 from .keymaps import (
     LDM_TEXT_PREFIX,
     LDM_UNET_PREFIX,
@@ -36,6 +36,11 @@ _VARIANT_FAMILY = {
 }
 _PART_FAMILY = {"unet": Family.UNET, "vae": Family.VAE, "text_encoder": Family.CLIP_TEXT}
 _PART_FILES = {"unet": _NETWORK_FILES, "vae": _NETWORK_FILES, "text_encoder": _TEXT_FILES}
+_PART_REMEDY = {
+    "unet": "Choose a complete base model.",
+    "vae": "Give another VAE beside it (--vae; `vae` of ModelFiles).",
+    "text_encoder": "Give another text encoder beside it (--text_encoder; `text_encoder` of ModelFiles).",
+}
 _PART_PREFIX = {"unet": LDM_UNET_PREFIX, "vae": LDM_VAE_PREFIX, "text_encoder": LDM_TEXT_PREFIX}
 
 
@@ -115,16 +120,16 @@ def read_base(path: str | PathLike[str], part: str, *, config: UNetConfig = SD15
     """
     if part not in _PART_FAMILY:
         raise MuseVError(f"Unknown part {part!r} of a base model; expected one of {', '.join(_PART_FAMILY)}.")
-    file = _base_file(Path(path), part)
+    file = base_file(path, part)
     tensors = read_tensors(file)
-    kind = recognise({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    kind = recognise(shapes_of(tensors))
     _check_base(kind, part, file)
     prefix = _PART_PREFIX[part]
     if kind.family is Family.SINGLE_FILE or any(name.startswith(prefix) for name in tensors):
         tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         if not tensors:
             raise CheckpointError(
-                f"{file} holds no {_PART_FAMILY[part].value} (no tensor is named {prefix}*). Give a file for it too."
+                f"{file} holds no {_PART_FAMILY[part].value} (no tensor is named {prefix}*). {_PART_REMEDY[part]}"
             )
     if part == "vae":
         return vae_names(tensors)
@@ -147,7 +152,13 @@ def _check_base(kind: ModelKind, part: str, file: Path) -> None:
         )
 
 
-def _base_file(path: Path, part: str) -> Path:
+def base_file(path: str | PathLike[str], part: str) -> Path:
+    """The file which `read_base` reads.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist.{near_names(path)}")
     if path.is_file():
@@ -157,7 +168,7 @@ def _base_file(path: Path, part: str) -> Path:
     if file is None:
         raise CheckpointError(
             f"{path} holds no {_PART_FAMILY[part].value}: expected {part}/{names[0]} (or .bin). "
-            "Give a diffusers folder or a single-file checkpoint of Stable Diffusion 1.5."
+            f"Give a diffusers folder or a single-file checkpoint of Stable Diffusion 1.5. {_PART_REMEDY[part]}"
         )
     return file
 

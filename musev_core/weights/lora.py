@@ -260,12 +260,19 @@ def _layer(module: str, found: Mapping[str, Tensor], source: str) -> LoraLayer:
             f"{source} is incomplete: its layer {module} has no {' and no '.join(lacking)} matrix. Download it again."
         )
     up, down, mid = found["up"], found["down"], found.get("mid")
-    ranks = {up.shape[1], down.shape[0], *(mid.shape[:2] if mid is not None else ())} if up.ndim > 1 else set()
-    if len(ranks) != 1 or down.ndim < 2 or math.prod(up.shape[2:]) != 1:
+    alpha = found.get("alpha")
+    if not _belong_together(up, down, mid) or (alpha is not None and alpha.numel() != 1):
         shapes = {role: list(tensor.shape) for role, tensor in found.items()}
         raise CheckpointError(f"{source} is damaged: the matrices of {module} do not belong together: {shapes}.")
-    alpha = found.get("alpha")
-    return LoraLayer(up=up, down=down, mid=mid, alpha=None if alpha is None else float(alpha))
+    return LoraLayer(up=up, down=down, mid=mid, alpha=None if alpha is None else float(alpha.real))
+
+
+def _belong_together(up: Tensor, down: Tensor, mid: Tensor | None) -> bool:
+    if up.ndim < 2 or down.ndim not in (2, 4) or math.prod(up.shape[2:]) != 1 or not up.shape[1]:
+        return False
+    if mid is not None and (mid.ndim != 4 or math.prod(down.shape[2:]) != 1):
+        return False
+    return {up.shape[1], down.shape[0]} == {up.shape[1], *(() if mid is None else mid.shape[:2])}
 
 
 def _module_key(weight_name: str) -> str:

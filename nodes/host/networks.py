@@ -1,6 +1,5 @@
 """MuseV's networks in ComfyUI's care: built from its casting layers, moved and freed by its model management."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from ...musev_core.config import ImageProjectionConfig, UNetConfig
-from ...musev_core.errors import CheckpointError
+from ...musev_core.errors import CheckpointError, naming
 from ...musev_core.models.ip_adapter import image_projection
 from ...musev_core.models.layers import Layers, new_layers
 from ...musev_core.models.reference_net import ReferenceNet
 from ...musev_core.models.unet import MuseVUNet
-from ...musev_core.weights.files import check_finite, read_tensors, select
+from ...musev_core.weights.architecture import image_projection_config, unet_config_from_shapes
+from ...musev_core.weights.config_json import read_config
+from ...musev_core.weights.files import Shapes, check_finite, read_tensors, select, shapes_of, shorten
+from ...musev_core.weights.filling import fill
 from ...musev_core.weights.keymaps import ip_attention_names, is_motion_name, motion_tensors, split_ip_adapter
 from ...musev_core.weights.kinds import (
     MUSEV_FAMILIES,
     Family,
     describe,
-    image_projection_config,
     recognise,
-    unet_config_from_shapes,
 )
 from ...musev_core.weights.lora import Lora, read_faceid_lora
 
@@ -98,19 +98,6 @@ def _dtype(given: torch.dtype | None, parameters: int) -> torch.dtype:
     return comfy.model_management.unet_dtype(device=comfy.model_management.get_torch_device(), model_params=parameters)
 
 
-def _config_json(path: str) -> dict[str, Any]:
-    """What lies beside a weight file; only what leaves no trace in the tensors is taken from it."""
-    file = Path(path).parent / "config.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is no readable JSON: {error}") from error
-
-
-def _assign(net: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    net.load_state_dict({name: x.to(dtype) for name, x in tensors.items()}, assign=True)
-
-
 def load_motion(path: str, dtype: torch.dtype | None = None) -> Motion:
     """MuseV's motion layers from its UNet file, complete or motion only (musev.md 7).
 
@@ -121,14 +108,19 @@ def load_motion(path: str, dtype: torch.dtype | None = None) -> Motion:
         CheckpointError: another kind of file, or a damaged one.
     """
     tensors = read_tensors(path)
-    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+    shapes = shapes_of(tensors)
     kind = recognise(shapes)
     if kind.family not in MUSEV_FAMILIES:
         raise CheckpointError(
             f"A MuseV motion model was expected, but {Path(path).name} is {describe(kind)}. Choose "
             "motion/<variant>/unet/diffusion_pytorch_model of the MuseV repository."
         )
-    return motion_from(tensors, unet_config_from_shapes(shapes, _config_json(path)), path, dtype)
+    return motion_from(tensors, _unet_config(shapes, path), path, dtype)
+
+
+def _unet_config(shapes: Shapes, path: str) -> UNetConfig:
+    with naming(path):
+        return unet_config_from_shapes(shapes, read_config(Path(path).parent))
 
 
 def motion_from(
@@ -137,11 +129,11 @@ def motion_from(
     """The motion model of a UNet's tensors; `source` is the file they are from."""
     with torch.device("meta"):
         tree = MuseVUNet(config, Layers(_motion_only))
-    expected = {name: tuple(x.shape) for name, x in tree.state_dict().items()}
-    found = select(motion_tensors(tensors), expected, source=source, tolerate=("*.ip_adapter_face_to_*",))
-    check_finite(found, source)
+    found = select(
+        motion_tensors(tensors), shapes_of(tree.state_dict()), source=source, tolerate=("*.ip_adapter_face_to_*",)
+    )
     dtype = _dtype(dtype, sum(x.numel() for x in found.values()))
-    _assign(tree, found, dtype)
+    fill(tree, found, source, dtype)
     return Motion(config, tree, _managed(tree, dtype), Path(source).name)
 
 
@@ -152,7 +144,7 @@ def load_reference_net(path: str, dtype: torch.dtype | None = None) -> HostedRef
         CheckpointError: another kind of file, or a damaged one.
     """
     tensors = read_tensors(path)
-    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+    shapes = shapes_of(tensors)
     kind = recognise(shapes)
     if kind.family not in (Family.REFERENCENET, Family.UNET) or kind.form == "LDM":
         raise CheckpointError(
@@ -160,7 +152,7 @@ def load_reference_net(path: str, dtype: torch.dtype | None = None) -> HostedRef
             "motion/musev_referencenet/referencenet/diffusion_pytorch_model of the MuseV repository."
         )
     # sizes come from the tensors: those in the published config.json are wrong (musev.md 7)
-    return reference_net_from(tensors, unet_config_from_shapes(shapes, _config_json(path)), path, dtype)
+    return reference_net_from(tensors, _unet_config(shapes, path), path, dtype)
 
 
 def reference_net_from(
@@ -169,11 +161,11 @@ def reference_net_from(
     """The ReferenceNet of these tensors; `source` is the file they are from."""
     with torch.device("meta"):
         net = ReferenceNet(config, Layers(_casting))
-    expected = {name: tuple(x.shape) for name, x in net.state_dict().items()}
-    found = select(tensors, expected, source=source, tolerate=("up_blocks.*", "conv_norm_out.*", "conv_out.*"))
-    check_finite(found, source)
+    found = select(
+        tensors, shapes_of(net.state_dict()), source=source, tolerate=("up_blocks.*", "conv_norm_out.*", "conv_out.*")
+    )
     dtype = _dtype(dtype, sum(x.numel() for x in found.values()))
-    _assign(net, found, dtype)
+    fill(net, found, source, dtype)
     return HostedReferenceNet(net, _managed(net, dtype), Path(source).name)
 
 
@@ -186,12 +178,13 @@ def load_ip_adapter(path: str, dtype: torch.dtype | None = None) -> HostedIPAdap
         CheckpointError: another kind of file, or a damaged one.
     """
     tensors = read_tensors(path)
-    kind = recognise({name: tuple(x.shape) for name, x in tensors.items()})
+    kind = recognise(shapes_of(tensors))
     if kind.family not in (Family.IP_ADAPTER, Family.IMAGE_PROJECTION):
         raise CheckpointError(
             f"An IP-Adapter or MuseV's image projection was expected, but {Path(path).name} is {describe(kind)}."
         )
-    projection, attention = split_ip_adapter(tensors)
+    with naming(path):
+        projection, attention = split_ip_adapter(tensors)
     return ip_adapter_from(projection, attention, path, dtype)
 
 
@@ -202,20 +195,23 @@ def ip_adapter_from(
     dtype: torch.dtype | None = None,
 ) -> HostedIPAdapter:
     """An adapter of a projection's tensors and an IP-Adapter file's attention; `source` is the file they are from."""
-    config = image_projection_config({name: tuple(x.shape) for name, x in projection.items()})
+    with naming(source):
+        config = image_projection_config(shapes_of(projection))
     with torch.device("meta"):
         net = image_projection(config)
-    expected = {name: tuple(x.shape) for name, x in net.state_dict().items()}
-    _assign(net, select(projection, expected, source=source), torch.float32)
+    fill(net, select(projection, shapes_of(net.state_dict()), source=source), source, torch.float32)
     patchers = [_managed(net, torch.float32)]
     layers: dict[str, nn.Module] = {}
     weights = {name: x for name, x in attention.items() if name.endswith(("to_k_ip.weight", "to_v_ip.weight"))}
     if weights:
+        if flat := [name for name, x in weights.items() if x.ndim != 2]:
+            raise CheckpointError(f"{source} is damaged: {shorten(flat)} should be matrices. Download it again.")
+        check_finite(weights, source)
         dtype = _dtype(dtype, sum(x.numel() for x in weights.values()))
         with torch.device("meta"):
             layers = {name: _casting(name, "linear", x.shape[1], x.shape[0], False) for name, x in weights.items()}
         tree = nn.ModuleList(layers.values())
-        _assign(tree, {f"{i}.weight": x for i, x in enumerate(weights.values())}, dtype)
+        fill(tree, {f"{i}.weight": x for i, x in enumerate(weights.values())}, source, dtype)
         patchers.append(_managed(tree, dtype))
     face = config.kind == "faceid"
     return HostedIPAdapter(

@@ -159,7 +159,7 @@ def _recognise(path: str) -> ModelKind | None:
         stat = os.stat(path)
         state = (stat.st_mtime_ns, stat.st_size)
         if path not in _recognised or _recognised[path][0] != state:
-            _recognised[path] = (state, None if _is_slow(path) else _read_kind(path))
+            _recognised[path] = (state, _read_kind(path))
     except OSError:
         return None
     return _recognised[path][1]
@@ -168,14 +168,8 @@ def _recognise(path: str) -> ModelKind | None:
 def _read_kind(path: str) -> ModelKind | None:
     try:
         return recognise(read_shapes(path))
-    except (ValueError, LookupError, TypeError):  # damaged, or tensors of shapes that nobody expects
+    except MuseVError:
         return None
-
-
-def _is_slow(path: str) -> bool:
-    """A pickle from before torch 1.6: its names cannot be read without its data."""
-    with open(path, "rb") as file:
-        return file.read(1) == b"\x80" and not path.lower().endswith(".safetensors")
 
 
 # ------------------------------------------------------------------------------------------ the file
