@@ -163,11 +163,32 @@ def test_damaged_files_stay_in_the_list_so_that_loading_can_say_what_is_wrong(di
     assert paths.options(MOTION) == ["empty.bin", "pointer.safetensors"]
 
 
-def test_pickles_whose_data_would_have_to_be_read_are_listed_unopened(disk):
+def test_pickles_of_old_torch_versions_are_recognised(disk):
     (disk / "musev").mkdir(parents=True)
     reference_net = models.reference_net(published.SIZE, 0).state_dict()
     torch.save(reference_net, disk / "musev" / "old.pth", _use_new_zipfile_serialization=False)
-    assert paths.options(MOTION) == ["old.pth"] and "nothing found" in paths.options(REFERENCE_NET)[0]
+    assert paths.options(REFERENCE_NET) == ["old.pth"] and "nothing found" in paths.options(MOTION)[0]
+
+
+HOSTILE = {
+    "nested.safetensors": b'{"a":' + b"[" * 3000 + b"]" * 3000 + b"}",
+    "infinite.safetensors": b'{"a":{"dtype":"F32","shape":[1e400],"data_offsets":[0,4]}}',
+    "flat.safetensors": b'{"text_model.embeddings.token_embedding.weight":'
+    b'{"dtype":"F32","shape":[16],"data_offsets":[0,64]}}',
+    "list.safetensors": b"{}[1]",
+    "long_name.bin": b"\x80\x02c" + b"a" * 10_000 + b"\n" + b"b" * 10_000 + b"\n.",
+}
+
+
+def test_hostile_files_do_not_take_the_loaders_out(disk):
+    (disk / "musev").mkdir(parents=True)
+    good = published.save(models.unet("musev", published.SIZE, 0).state_dict(), disk / "musev" / "good.safetensors")
+    for name, content in HOSTILE.items():
+        head = len(content).to_bytes(8, "little") if name.endswith(".safetensors") else b""
+        (disk / "musev" / name).write_bytes(head + content + bytes(64))
+    assert good.name in paths.options(MOTION)
+    for kind in (MOTION, REFERENCE_NET, IP_ADAPTER):
+        paths.options(kind)
 
 
 def test_new_and_deleted_files_show_in_the_list(disk):
