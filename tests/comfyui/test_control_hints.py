@@ -56,6 +56,13 @@ def test_every_frame_has_its_hint(cfg, memory):
     assert net.frames() == (together if memory == "enough" else one_by_one) * 2
 
 
+def test_hints_of_the_shortest_clip_are_cut_as_well():
+    net = HintNet()
+    conds = controlled(prompt("good"), prompt("bad"), control_net(net), numbered(2))
+    ksample(video_model(windows=WindowOptions(1, 0)), clip(2, ()), *conds, steps=1)
+    assert net.frames() == [[0], [1]]
+
+
 @pytest.mark.parametrize("memory", ["enough", "short"])
 def test_chained_controls_have_theirs(memory):
     first, second = HintNet(), HintNet()

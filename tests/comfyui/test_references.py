@@ -19,6 +19,7 @@ from support.golden_comfy import SCALE, GoldenVAE
 from support.small_comfy import (
     MUSEV,
     REFERENCENET,
+    SIZE,
     Vision,
     adapter,
     adapter_attention,
@@ -85,6 +86,21 @@ def test_pictures_are_looked_at_once_a_run():
         assert len(calls) == 2 and vision.seen == 2
     finally:
         handle.remove()
+
+
+def test_pictures_are_fitted_to_a_wide_clip_and_memory_is_asked_for_all_of_them(monkeypatch):
+    calls, shapes = [], []
+    latent = {name: x[..., :1].expand(*x.shape[:-1], 2 * SIZE) for name, x in clip().items()}
+    pictured = model(reference=reference(pictures(3)))
+    needed = pictured.model.memory_required
+    monkeypatch.setattr(pictured.model, "memory_required", lambda x, *a, **k: shapes.append(x) or needed(x, *a, **k))
+    handle = reference_net().net.register_forward_pre_hook(lambda _, args: calls.append(tuple(args[0].shape)))
+    try:
+        ksample(pictured, latent, steps=1, cfg=3.5)
+    finally:
+        handle.remove()
+    assert calls == [(2, 4, 3, SIZE, 2 * SIZE)]
+    assert list(shapes[0]) == [2 * 3, 4, SIZE, 2 * SIZE]  # the first question is the reference's
 
 
 def test_the_reference_net_is_loaded_by_comfyui_before_the_model(monkeypatch):
