@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import einops
+import torch
 from torch import Tensor, nn
 
 
@@ -14,6 +16,9 @@ def compile_network(net: nn.Module, *, graphs: bool = False, **options: Any) -> 
             constant over a clip is copied into the graph's memory at every call. Nothing is recorded on other devices.
         options: of `torch.compile`.
     """
+    for operation in (einops.rearrange, einops.repeat):
+        # dynamo would trace how einops reads its patterns, in every call of every layer: minutes
+        torch.compiler.allow_in_graph(operation)
     if graphs:
         options = {"mode": "reduce-overhead", "dynamic": False} | options
     net.compile(**({"fullgraph": True} | options))
