@@ -1,10 +1,15 @@
 """Options of the test suite, and how its root is collected."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # torch's threads wait in a loop: of two processes on two cores each would slow the other down many times over
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -185,7 +185,7 @@ def run_tests(arguments: Sequence[str], mutation: Mutation | None, *, limit: flo
 
             if mutation is not None:
                 _import_mutated(mutation)
-            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments]))
+            code = int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *arguments]))
         finally:
             sys.stdout.flush()
             os._exit(code)

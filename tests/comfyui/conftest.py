@@ -1,4 +1,4 @@
-"""Tests in a real ComfyUI. They need its requirements: `uv run --isolated --group comfyui pytest tests/comfyui`."""
+"""Tests in a real ComfyUI; for its requirements: `uv run --isolated --group comfyui pytest -n 0 tests/comfyui`."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ def _why_not(version: str) -> str | None:
             if missing := comfyui.missing_requirements():
                 raise comfyui.NoComfyUI(
                     f"its requirements are not installed here ({', '.join(missing)}): "
-                    "uv run --isolated --group comfyui pytest tests/comfyui"
+                    "uv run --isolated --group comfyui pytest -n 0 tests/comfyui"
                 )
             if "musev_core" in sys.modules and comfyui.PACK not in sys.modules:
                 raise comfyui.NoComfyUI("other tests run in this process: run tests/comfyui on its own")
