@@ -79,7 +79,7 @@ def test_replace_checks_again():
     task = make(prompt="x", negative_prompt="V3")
     assert dataclasses.replace(task, fps="8").fps == 8.0
     assert dataclasses.replace(task, fps=8).negative_prompt == negative_prompt("V3")
-    with pytest.raises(MuseVError, match="fps: expected a number above 0, got -1"):
+    with pytest.raises(MuseVError, match="fps: expected a number above 0 and at most 1,000, got -1"):
         dataclasses.replace(task, fps=-1)
 
 
@@ -133,18 +133,18 @@ def test_comma_lists_of_names_and_numbers():
         ("motion_speed", "nan", "motion_speed: expected a number, got 'nan'"),
         ("motion_speed", True, "motion_speed: expected a number, got True"),
         ("motion_speed", None, "motion_speed: expected a number, got None"),
-        ("motion_speed", -1, "motion_speed: expected a number at least 0, got -1"),
+        ("motion_speed", -1, "motion_speed: expected a number at least 0 and at most 1,000, got -1"),
         ("time_size", 2.5, "time_size: expected a whole number, got 2.5"),
         ("time_size", 0, "time_size: expected a number at least 1"),
         ("n_batch", 0, "n_batch: expected a number at least 1"),
         ("n_repeat", 0, "n_repeat: expected a number at least 1"),
         ("n_vision_condition", -1, "n_vision_condition: expected a number at least 0"),
         ("num_inference_steps", 0, "num_inference_steps: expected a number at least 1"),
-        ("video_num_inference_steps", "0", "video_num_inference_steps: expected a number at least 1, got '0'"),
+        ("video_num_inference_steps", "0", "video_num_inference_steps: expected a number at least 1 and at most 1,000, got '0'"),
         ("guidance_scale", -1, "guidance_scale: expected a number at least 0"),
         ("video_guidance_scale", -1, "video_guidance_scale: expected a number at least 0"),
         ("video_guidance_scale_end", -1, "video_guidance_scale_end: expected a number at least 0"),
-        ("fps", 0, "fps: expected a number above 0, got 0"),
+        ("fps", 0, "fps: expected a number above 0 and at most 1,000, got 0"),
         ("img_length_ratio", 0, "img_length_ratio: expected a number above 0"),
         ("w_ind_noise", 1.5, "w_ind_noise: expected a number at least 0 and at most 1, got 1.5"),
         ("img_weight", -0.1, "img_weight: expected a number at least 0 and at most 1"),
