@@ -140,7 +140,11 @@ def test_comma_lists_of_names_and_numbers():
         ("n_repeat", 0, "n_repeat: expected a number at least 1"),
         ("n_vision_condition", -1, "n_vision_condition: expected a number at least 0"),
         ("num_inference_steps", 0, "num_inference_steps: expected a number at least 1"),
-        ("video_num_inference_steps", "0", "video_num_inference_steps: expected a number at least 1 and at most 1,000, got '0'"),
+        (
+            "video_num_inference_steps",
+            "0",
+            "video_num_inference_steps: expected a number at least 1 and at most 1,000, got '0'",
+        ),
         ("guidance_scale", -1, "guidance_scale: expected a number at least 0"),
         ("video_guidance_scale", -1, "video_guidance_scale: expected a number at least 0"),
         ("video_guidance_scale_end", -1, "video_guidance_scale_end: expected a number at least 0"),
