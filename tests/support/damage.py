@@ -148,7 +148,7 @@ def changed_tensors(tensors: Mapping[str, Tensor], rng: random.Random) -> dict[s
             case 3:
                 changed[name] = x[None]
             case 4:
-                changed[name] = x[:0]
+                changed[name] = x.new_empty(0)
             case 5:
                 changed[name] = torch.full_like(x, rng.choice((float("nan"), float("inf"), 1e38)))
             case 6:
