@@ -12,6 +12,7 @@ from ..errors import shown
 from .records import Place, TensorRecord, checked_record, is_name, number_type
 
 _LIMIT = 8_000_000  # bytes; a thousand tensors take 100 KB, a trainer's notes some MB
+_BRACKETS = 300_000  # three for a tensor; Python's memory management takes seconds for millions
 _TYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64"},
     **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "BOOL": "bool"},
@@ -35,6 +36,8 @@ def safetensors_records(path: Path) -> dict[str, TensorRecord]:
         if length > _LIMIT:
             raise ValueError(f"its header takes {length} bytes, more than any model needs")
         text = file.read(length)
+    if text.count(b"[") + text.count(b"{") > _BRACKETS:
+        raise ValueError(f"its header has more than {_BRACKETS} lists and tables, more than any model needs")
     try:
         header = json.loads(text)
     except RecursionError:
