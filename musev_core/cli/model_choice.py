@@ -152,11 +152,13 @@ class ModelChoice:
         return unused
 
     def check_effect(self, defaults: Mapping[str, Any]) -> None:
-        """Raises MuseVError for an option of a task, other than at its default, which has no effect in this run."""
+        """Raises MuseVError for an option of a task that cannot be, whether or not the tasks say otherwise, and for one
+        other than at its default which has no effect in this run."""
         unused = self.unused()
         for key, value in defaults.items():
             default = getattr(Task, key, None)
-            if key in unused and convert(key, value, FIELDS[key], default) != default:
+            given = convert(key, value, FIELDS[key], default)
+            if key in unused and given != default:
                 raise MuseVError(f"--{FIELDS[key].option or key} has no effect in this run: it needs {unused[key]}")
 
     def controlnets(self, names: Iterable[str]) -> dict[str, Path]:
