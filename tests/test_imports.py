@@ -48,7 +48,7 @@ def _opens_text_without_encoding(call: ast.Call) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     owner = getattr(getattr(call.func, "value", None), "id", "")
     if name not in ("open", "fdopen", "read_text", "write_text") or (
-        name == "open" and owner in ("av", "Image", "os", "tarfile")
+        name == "open" and owner in ("av", "Image", "opener", "os", "tarfile")
     ):
         return False
     texts = [a.value for a in (*call.args, *(k.value for k in call.keywords)) if isinstance(a, ast.Constant)]

@@ -1,6 +1,5 @@
 """The tool that puts small mistakes into the code: which ones, and whether tests are seen to notice them."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,8 +36,7 @@ def test_a_mistake_is_killed_where_a_test_looks_and_survives_where_none_does(tmp
     test = tmp_path / "test_counted.py"
     test.write_text("from counted import seen\n\n\ndef test():\n    assert seen(1) == -1\n", encoding="utf-8")
     command = [sys.executable, str(TOOL), "counted.py", "--tests", str(test), "--logs", "logs", "--warm"]
-    quick = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=quick, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     fates = [line.split()[1] for line in done.stdout.splitlines() if line[:3].isdigit()]
     # what is returned, and the sign
     assert fates == ["killed"] * 2 + ["SURVIVED"] * 2, done.stdout

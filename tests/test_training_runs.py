@@ -266,7 +266,7 @@ def test_samples_are_written_and_the_log_shows_them_and_the_losses(disk, tmp_pat
         (["train.step=3"], "unknown value 'train.step'. Did you mean 'steps'?"),
         (["train.mixed_precision=fp16"], "mixed_precision 'fp16' is not possible here"),
         (["train.validate_every=1"], "needs validation.tasks"),
-        (["train.validate_every=1", "validation.tasks={tmp}/nowhere.yaml"], "cannot be read"),
+        (["train.validate_every=1", "validation.tasks={tmp}/nowhere.yaml"], "nowhere.yaml' does not exist"),
     ],
 )
 def test_a_wrong_configuration_is_one_sentence_and_leaves_nothing(disk, tmp_path, capsys, options, message):

@@ -147,8 +147,9 @@ def _run(file: BinaryIO) -> tuple[Any, list[Stored]]:
             if isinstance(stack[-1], Call):
                 stack[-1].state = state
         elif name == "BINPERSID":
-            stored.append(Stored(stack.pop()))
-            stack.append(stored[-1])
+            stack.append(_persistent(stack.pop()))
+            if isinstance(stack[-1], Stored):
+                stored.append(stack[-1])
         elif name == "STOP":
             return stack.pop(), stored
         elif name not in ("PROTO", "FRAME"):
@@ -161,6 +162,13 @@ def _known(module: str, attribute: str) -> Name:
     if name not in _KNOWN and not _KNOWN_TYPES.fullmatch(name):
         raise UnknownName(name.removeprefix("builtins."))
     return Name(name)
+
+
+def _persistent(id_: Any) -> Name | Stored:
+    match id_:
+        case ("module", Name() as kind, *_):  # before torch 1.6 a module's class came with its source code
+            return kind
+    return Stored(id_)
 
 
 def _called(function: Name, arguments: tuple[Any, ...]) -> Any:

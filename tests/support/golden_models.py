@@ -26,6 +26,12 @@ CONFIG = json.loads(_BLOCK.group(1))
 PREFIX = CONFIG["prefixes"]
 
 
+def shared(build):
+    """`build` is called once for each set of arguments, in no mode of its first caller: weights that were made under
+    `inference_mode` could not be trained by the next test."""
+    return cache(torch.inference_mode(False)(build))
+
+
 def size_config(size: str) -> UNetConfig:
     """The widths and depths of a size, without temporal layers."""
     s = CONFIG["sizes"][size]
@@ -44,23 +50,23 @@ def unet_config(arch: str, size: str, face_layers: bool = False) -> UNetConfig:
     return replace(resized(VARIANTS[arch], size_config(size)), face_prompt=face_layers)
 
 
-@cache
+@shared
 def unet(arch: str, size: str, seed: int, face_layers: bool = False) -> MuseVUNet:
     return fill(MuseVUNet(unet_config(arch, size, face_layers)), PREFIX["unet"], seed)
 
 
-@cache
+@shared
 def unet_as(dtype: torch.dtype, *which) -> MuseVUNet:
     """The same network in another precision."""
     return unet(*which) if dtype == torch.float32 else copy.deepcopy(unet(*which)).to(dtype)
 
 
-@cache
+@shared
 def unet2d(size: str, seed: int) -> MuseVUNet:
     return fill(MuseVUNet(size_config(size)), PREFIX["unet2d"], seed)
 
 
-@cache
+@shared
 def reference_net(size: str, seed: int) -> ReferenceNet:
     return fill(ReferenceNet(size_config(size)), PREFIX["reference_net"], seed)
 
@@ -71,21 +77,21 @@ def projection_config(kind: str, numbers: dict | None = None) -> ImageProjection
     return ImageProjectionConfig(kind=kind, **{name: numbers[name] for name in names})
 
 
-@cache
+@shared
 def projection(kind: str, seed: int):
     return fill(
         image_projection(projection_config(kind)), PREFIX["image_proj" if kind == "plain" else "faceid_proj"], seed
     )
 
 
-@cache
+@shared
 def vae(seed: int):
     from diffusers import AutoencoderKL
 
     return fill(AutoencoderKL(**CONFIG["vae"]), PREFIX["vae"], seed)
 
 
-@cache
+@shared
 def controlnet(size: str, seed: int):
     from diffusers import ControlNetModel
 
@@ -110,7 +116,7 @@ def _published_keys(module: torch.nn.Module, outer: str, prefix: str, seed: int)
     return fill(module, prefix if first.startswith(outer) else prefix + outer, seed)
 
 
-@cache
+@shared
 def text_encoder(seed: int):
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -118,7 +124,7 @@ def text_encoder(seed: int):
     return _published_keys(model, "text_model.", PREFIX["text_encoder"], seed)
 
 
-@cache
+@shared
 def image_encoder(seed: int):
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import fields
-from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +19,13 @@ ARCHS = ("musev", REFERENCED)
 SAME = 1e-12  # relative distance between two ways of computing the same in float64
 
 
-@cache
+@models.shared
 def unet(arch: str = REFERENCED, face_layers: bool = False) -> MuseVUNet:
     """The tiny2 network of the goldens. Shared by all tests: never change it."""
     return copy.deepcopy(models.unet(arch, "tiny2", 0, face_layers)).double()
 
 
-@cache
+@models.shared
 def reference_net() -> ReferenceNet:
     """The tiny2 ReferenceNet of the goldens. Shared by all tests: never change it."""
     return copy.deepcopy(models.reference_net("tiny2", 0)).double()
