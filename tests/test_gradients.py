@@ -4,8 +4,9 @@ import copy
 from functools import cache
 
 import torch
+from support import golden_models as models
 from support import unet_inputs as small
-from support.golden_models import projection
+from support.numbers import fill
 from torch import nn
 
 from musev_core.models.conditions import ClipConditions
@@ -15,7 +16,7 @@ from musev_core.models.conditions import ClipConditions
 def trained() -> dict[str, nn.Module]:
     """All trainable networks after one backward pass through all of them."""
     unet, reference_net = copy.deepcopy(small.unet()), copy.deepcopy(small.reference_net())
-    image_projection = copy.deepcopy(projection("plain", 0)).double()
+    image_projection = copy.deepcopy(models.projection("plain", 0)).double()
     networks = {"unet": unet, "reference_net": reference_net, "image_projection": image_projection}
     for net in networks.values():
         net.requires_grad_(True)
@@ -59,3 +60,11 @@ def test_gradients_reach_the_context_of_the_reference_net() -> None:
     features = small.reference_net()(small.numbers("ref", 2, 4, 1, *small.SIZE), context)
     (gradient,) = torch.autograd.grad(features.mid.square().sum(), context)
     assert gradient.norm() > 1e-4
+
+
+def test_a_network_made_during_inference_can_be_trained_by_the_next_test() -> None:
+    with torch.inference_mode():
+        net = models.shared(lambda: fill(nn.Linear(2, 2), "shared.", 0))()
+    net.requires_grad_(True)
+    net(torch.ones(1, 2)).sum().backward()
+    assert net.weight.grad is not None

@@ -12,19 +12,12 @@ LIMITS = {torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """All cases in float16; every third in bfloat16, which a CPU computes slowly."""
     goldens = GoldenSet(Path(metafunc.config.getoption("goldens")).resolve())
-    cases = [case for case in goldens.cases if case["kind"] == "unet"]
-    metafunc.parametrize(
-        "goldens, case, dtype",
-        [
-            pytest.param(goldens, case, dtype, id=f"{case['id']}-{str(dtype).removeprefix('torch.')}")
-            for dtype, step in ((torch.float16, 1), (torch.bfloat16, 3))
-            for case in cases[::step]
-        ],
-    )
+    cases = [pytest.param(goldens, case, id=case["id"]) for case in goldens.cases if case["kind"] == "unet"]
+    metafunc.parametrize("goldens, case", cases)
 
 
+@pytest.mark.parametrize("dtype", LIMITS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 def test_unet_case_in_half_precision(goldens: GoldenSet, case: dict, dtype: torch.dtype) -> None:
     with torch.inference_mode():
         output = golden_replay.unet(goldens, case, dtype=dtype)["output"]

@@ -31,7 +31,7 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path):
-    steps = 60
+    steps = 200
     torch.set_num_threads(1)
     try:
         tiny_training.trainer(tmp_path / "whole", steps).run()

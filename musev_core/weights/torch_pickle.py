@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 PICKLE_LIMIT = 4_000_000  # bytes; a Stable Diffusion checkpoint has 150 KB of it
-_OPCODES = 100_000  # a tensor takes 32, a checkpoint with a second copy of its weights 80,000
+_OPCODES = 200_000  # a tensor takes 32, a checkpoint with a second copy of its weights 80,000
 _KEYS = (str, bytes, int, type(None))
 _KEY_LIMIT = 1 << 60  # larger integers, and tuples, can be made to have all the same hash
 
