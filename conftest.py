@@ -1,11 +1,16 @@
 """Options of the test suite, and how its root is collected."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent
+
+# tests start a hundred processes: without bytecode, as in many containers, each compiles torch anew for five seconds
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # torch's threads wait in a loop: of two processes on two cores each would slow the other down many times over

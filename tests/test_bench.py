@@ -345,7 +345,9 @@ def test_the_packages_that_are_not_there_are_known() -> None:
     assert not USED & packages_not_there()
 
 
-@pytest.mark.parametrize("module, command", [("musev_core.bench", ()), ("musev_core.cli", ("bench",))])
+@pytest.mark.parametrize(
+    "module, command", [pytest.param("musev_core.bench", (), marks=pytest.mark.slow), ("musev_core.cli", ("bench",))]
+)
 def test_needs_torch_and_einops_only(module: str, command: tuple[str, ...]) -> None:
     run = run_bare(module, *command, *SMALL, "--device", "cpu", "--dtype", "float32", "--quick", "--compare")
     assert run.returncode == 0, run.stderr

@@ -49,7 +49,7 @@ def pipeline_of(net) -> MuseVPipeline:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("mode", ["off", "on"])
+@pytest.mark.parametrize("mode", [pytest.param("off", marks=pytest.mark.slow), "on"])
 def test_one_graph_without_breaks_serves_all_windows_steps_and_clips(mode):
     """With plain torch, and with our operators on weights as loading lays them out."""
     plain = models.unet(ARCH, "tiny", 0)
@@ -71,7 +71,7 @@ def test_one_graph_without_breaks_serves_all_windows_steps_and_clips(mode):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("split", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_prediction_outlives_the_next_run_of_its_graph(split):
     """The backend hands out the same memory at every run, as CUDA graphs do; split branches need two at once."""
     plain = models.unet(ARCH, "tiny", 0)

@@ -45,11 +45,12 @@ def test_one_window_stays_within_the_gates(variant):
     assert with_kernels.peak <= 1.4e9
 
 
-@pytest.mark.parametrize("kernels", ["off", "on"])
+@pytest.mark.parametrize("kernels", [pytest.param("off", marks=pytest.mark.slow), "on"])
 def test_split_branches_need_half_the_memory(kernels):
     assert count_case(Case(branches="split"), Options(kernels=kernels)).window.total.peak <= 0.75e9
 
 
+@pytest.mark.slow
 def test_the_cost_grows_with_the_number_of_frames_and_no_faster():
     """The slope of a straight line through all lengths, both axes logarithmic."""
     frames = range(100, 1001, 300)

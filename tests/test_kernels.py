@@ -245,6 +245,7 @@ def test_operators_launch_on_cuda():
     close(kernels.temporal_attention(long, 1), attention.reference(long.double(), 1), torch.float16)
 
 
+@pytest.mark.slow
 @needs_triton
 @only_outside
 def test_kernels_in_the_interpreter():

@@ -9,6 +9,10 @@ from support.golden_replay import GoldenSet
 
 # relative L2 error; the two precisions keep 11 and 8 bits of every intermediate value
 LIMITS = {torch.float16: 1e-2, torch.bfloat16: 6e-2}
+DTYPES = [
+    pytest.param(torch.float16, id="float16"),
+    pytest.param(torch.bfloat16, id="bfloat16", marks=pytest.mark.slow),  # no kernels of a CPU: a minute
+]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -17,7 +21,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("goldens, case", cases)
 
 
-@pytest.mark.parametrize("dtype", LIMITS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_unet_case_in_half_precision(goldens: GoldenSet, case: dict, dtype: torch.dtype) -> None:
     with torch.inference_mode():
         output = golden_replay.unet(goldens, case, dtype=dtype)["output"]

@@ -30,6 +30,7 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoints.read_state(latest)[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path):
     steps = 200
     torch.set_num_threads(1)
