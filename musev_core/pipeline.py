@@ -186,6 +186,11 @@ class ControlInput:
     start: float = 0.0
     end: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("scale", "start", "end"):
+            if not math.isfinite(getattr(self, name)):
+                raise MuseVError(f"{name} of a ControlNet must be a finite number, got {getattr(self, name)}")
+
 
 @dataclass
 class VideoRequest:

@@ -153,5 +153,8 @@ def test_names_tell_networks_apart_but_not_where_they_lie(tmp_path):
         entry = ModelEntry(name="base", path=tmp_path / place / "base")
         for options in ((), ("--lcm_model_name", "lcm"), ("--lora", "x:0.5"), ("--referencenet_model_name", "None")):
             facts.append(choice(tmp_path / place, *options).facts(entry))
-    here, there = facts[:4], facts[4:]
+        facts.append(choice(tmp_path / place, "--dtype", "bfloat16").facts(entry))
+        for net in ("one", "two"):
+            facts.append(choice(tmp_path / place, "--controlnet", f"pose={place}/{net}").facts(entry, ["pose"]))
+    here, there = facts[:7], facts[7:]
     assert here == there and all(a != b for i, a in enumerate(here) for b in here[:i])

@@ -268,7 +268,7 @@ def test_an_option_means_what_the_field_means_in_the_file(disk, tmp_path, name, 
 
 def result_names(task: Task, choice: ModelChoice) -> list[str]:
     (entry,) = choice.entries()
-    facts = choice.facts(entry)
+    facts = choice.facts(entry, task.controlnet_name)
     seeds = [(task.seed or 0) + i for i in range(task.n_repeat)]
     return [output_name(task, model=f"motion-{entry.name}", seed=seed, networks=facts) for seed in seeds]
 

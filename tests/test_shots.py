@@ -1,5 +1,6 @@
 """Whole videos: first frame, shots, driving videos, references (musev.md 5 and 9, extra.md 2)."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -658,6 +659,12 @@ def test_a_mistake_in_the_video_is_found_before_the_first_frame_is_made(changes,
             sampling = replace(SAMPLING, **changes.pop("sampling", {}))
             make(pipe, **SIZE, **changes, sampling=sampling)
         assert not calls
+
+
+@pytest.mark.parametrize("setting", ["scale", "start", "end"])
+def test_a_controlnets_numbers_are_finite(setting):
+    with pytest.raises(MuseVError, match=f"{setting} of a ControlNet must be a finite number, got nan"):
+        control(picture("c", 4), **{setting: math.nan})
 
 
 def test_a_missing_network_is_no_surprise_after_the_first_frame():

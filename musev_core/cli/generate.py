@@ -120,7 +120,8 @@ def _repeats(
 ) -> Iterator[tuple[Task, int, Path]]:
     from ..tasks.results import output_name
 
-    model, networks = f"{choice.variant or choice.musev.stem}-{entry.name}", choice.facts(entry)
+    model = f"{choice.variant or choice.musev.stem}-{entry.name}"
+    networks = choice.facts(entry, task.controlnet_name)
     for repeat in range(task.n_repeat):
         seed = random.randint(0, MAX_RANDOM_SEED) if task.seed is None else (task.seed + repeat) % SEEDS
         name = output_name(task, model=model, seed=seed, networks=networks)

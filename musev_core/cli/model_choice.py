@@ -118,10 +118,17 @@ class ModelChoice:
         """Folders with weights of control preprocessors."""
         return [*map(Path, self.options.annotators), self.root / ANNOTATORS]
 
-    def facts(self, entry: "ModelEntry") -> dict[str, Any]:
-        """What tells these networks from others in the names of results; the folders above theirs do not count."""
+    def facts(self, entry: "ModelEntry", controls: Sequence[str] = ()) -> dict[str, Any]:
+        """What tells these networks from others in the names of results; the folders above theirs do not count.
+
+        `controls` are the maps of the task: of its ControlNets, those which `--controlnet` names tell results apart.
+        """
         files = asdict(self.files(entry))
         facts = {name: self._told(value) for name, value in files.items() if value not in (None, [], ())}
+        if given := {name: self._told(self._controlnets[name]) for name in controls if name in self._controlnets}:
+            facts["controlnets"] = given
+        if self.options.dtype is not None:
+            facts["dtype"] = self.options.dtype
         return {**facts, "scheduler": self.scheduler}
 
     def _told(self, value: Any) -> Any:

@@ -20,7 +20,8 @@ class WindowOptions:
         overlap: frames shared by neighbours; more is smoother and slower.
         schedule: `uniform_v2` plain windows, the last ones shorter; `uniform` wraps around, which makes a loop.
         stride: `uniform` only: adds windows over every 2nd, 4th, ... frame.
-        fuse: weights in overlaps. `flat` is the original's mean; `linear` and `pyramid` hide the seams.
+        fuse: weights in overlaps. `flat` is the original's mean; `linear` and `pyramid` hide the seams;
+            they differ from each other with `uniform` only.
         shift: `uniform_v2` only: moves the seams by this many frames at every step; 0 keeps them in place.
     """
 

@@ -238,7 +238,8 @@ class Task:
     context_fuse: str = field(
         "flat",
         str,
-        "Weights of overlapping windows: flat as the original, linear or pyramid hide the seams.",
+        "Weights of overlapping windows: flat as the original; linear or pyramid hide the seams (they differ from each "
+        "other with the schedule uniform only).",
         choices=FUSIONS,
     )
 
