@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 GUIDANCE_METHODS = ("linear", "two_stage", "three_stage", "fix_two_stage")  # denoise/guidance.py
 NOISE_TYPES = ("video_fusion", "random")  # denoise/noise.py
+NOISE_DRAWS = ("frames", "original")
 SCHEDULES = ("uniform_v2", "uniform")  # of context windows, denoise/windows.py
 FUSIONS = ("flat", "linear", "pyramid")  # of overlapping windows, denoise/windows.py
 

@@ -17,7 +17,7 @@ from .decoding import LatentDecoder, decode_latents
 from .denoise.control import Control
 from .denoise.denoiser import ClipDenoiser, DenoiserOptions
 from .denoise.guidance import guidance_schedule, guide
-from .denoise.noise import Generator, NoiseOptions, image_based_noise, noise_source, video_noise
+from .denoise.noise import NoiseOptions, VideoNoise, image_based_noise
 from .denoise.schedulers import SchedulerConfig, VideoScheduler, check_steps, scheduler_config
 from .encoders import FacePromptEncoder, ImagePromptEncoder, encode_latents
 from .errors import Cancelled, MuseVError
@@ -25,7 +25,6 @@ from .images import match_histograms
 from .models.compilation import compile_network
 from .models.conditions import ClipConditions
 from .text import encode_prompts
-from .values import check_seed
 
 if TYPE_CHECKING:
     from .shots import ShotRunner
@@ -90,6 +89,7 @@ class ClipInputs:
         initial_latents: a video to start from instead of pure noise, one latent per generated frame.
         reference_images: fitted pictures for the ReferenceNet; image_prompts, face_images: for IP-Adapter and FaceID.
         controls: ControlNets, with a hint per frame of the clip.
+        frame_numbers: of the clip's frames in the video, by which their noise is drawn; default: from 0 on.
     """
 
     prompts: Sequence[str]
@@ -105,6 +105,7 @@ class ClipInputs:
     face_images: Tensor | None = None
     controls: Sequence[Control] = ()
     legacy_fit: bool = False
+    frame_numbers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         """Refuses what does not fit together, before any network runs."""
@@ -372,11 +373,14 @@ class MuseVPipeline:
         inputs: ClipInputs,
         options: SamplingOptions,
         *,
-        generator: Generator = None,
+        noise: VideoNoise | None = None,
         observer: Observer | None = None,
         run: str = "video",
     ) -> Tensor:
-        """One run of the denoising loop: latents `(videos, 4, frames of the clip, h, w)`, condition frames in place."""
+        """One run of the denoising loop: latents `(videos, 4, frames of the clip, h, w)`, condition frames in place.
+
+        `noise` has a seed per video; default: random ones.
+        """
         watch = observer or Observer()
         conditions, n = inputs.condition_latents, _frame_count(inputs.condition_latents)
         num_frames = n + inputs.num_frames
@@ -417,8 +421,10 @@ class MuseVPipeline:
             for branches in sorted({2 if g > 1 else 1 for g in guidance})
         }
         denoiser = next(iter(denoisers.values()))
-        fresh_noise = noise_source(options.noise, generator, self.device, torch.float32)
-        latents = self.initial_latents(inputs, options, scheduler, generator)
+        noise = noise or VideoNoise([int(torch.randint(2**63 - 1, ())) for _ in inputs.prompts])
+        numbers = range(num_frames) if inputs.frame_numbers is None else inputs.frame_numbers
+        drawn = [numbers[i] for i in denoiser.generated], self._latent_size(inputs), options.noise
+        latents = self.initial_latents(inputs, options, scheduler, noise.draw(0, *drawn))
 
         num_steps = len(guidance)
         for step in range(num_steps):
@@ -429,7 +435,11 @@ class MuseVPipeline:
             prediction = denoisers[branches](whole, scheduler.timesteps[step], step, num_steps)
             if branches == 2:
                 prediction = guide(*prediction.chunk(2), guidance[step])
-            latents, predicted = scheduler.step(prediction, step, latents, fresh_noise)
+            latents, predicted = scheduler.step(
+                prediction, step, latents, lambda number=step + 1: noise.draw(number, *drawn)
+            )
+            if scheduler.original_discards_noise:
+                noise.skip(*drawn)
             if watch.on_step is not None:
                 timestep = float(scheduler.timesteps[step])
                 watch.on_step(StepInfo(run, step, num_steps, timestep, latents, predicted))
@@ -441,17 +451,18 @@ class MuseVPipeline:
         if observer.on_window is not None:
             observer.on_window(run, step, done, total)
 
+    def _latent_size(self, inputs: ClipInputs) -> tuple[int, int, int]:
+        """`(c, h, w)`"""
+        return self.unet.config.in_channels, inputs.height // 8, inputs.width // 8
+
     def initial_latents(
-        self,
-        inputs: ClipInputs,
-        options: SamplingOptions,
-        scheduler: VideoScheduler,
-        generator: Generator,
+        self, inputs: ClipInputs, options: SamplingOptions, scheduler: VideoScheduler, noise: Tensor
     ) -> Tensor:
-        """What the loop starts from: noise, or a given video with the noise of the first step (musev.md 4)."""
-        videos, size = len(inputs.prompts), (inputs.height // 8, inputs.width // 8)
-        shape = (videos, self.unet.config.in_channels, inputs.num_frames, *size)
-        noise = video_noise(shape, options.noise, generator, device=self.device)
+        """What the loop starts from: noise, or a given video with the noise of the first step (musev.md 4).
+
+        `noise (videos, c, generated frames, h, w)` of unit variance.
+        """
+        noise = noise.to(self.device)
         if inputs.initial_latents is not None:
             given = inputs.initial_latents.to(self.device)
             if given.shape != noise.shape:
@@ -509,38 +520,34 @@ class MuseVPipeline:
         self,
         prompt: str,
         *,
-        generator: torch.Generator | None = None,
         seed: int | None = None,
         observer: Observer | None = None,
         **request: Any,
     ) -> VideoResult:
         """Makes a video; the other arguments are the fields of `VideoRequest`.
 
+        `seed`, 0..2**64 - 1, decides everything random; default: one from torch's global generator.
+
         Raises:
             MuseVError: anything about the request that cannot be done, before the long work starts.
             Cancelled: the observer asked to stop.
         """
-        if seed is not None:
-            if generator is not None:
-                raise MuseVError("give a seed or a generator, not both")
-            generator = torch.Generator().manual_seed(check_seed("seed", seed))
-        return self.generate(VideoRequest(prompt=prompt, **request), generator=generator, observer=observer)
+        return self.generate(VideoRequest(prompt=prompt, **request), seed=seed, observer=observer)
 
     @torch.no_grad()
     def generate(
-        self, request: VideoRequest, *, generator: torch.Generator | None = None, observer: Observer | None = None
+        self, request: VideoRequest, *, seed: int | None = None, observer: Observer | None = None
     ) -> VideoResult:
         """Makes the video of a request, see `__call__`."""
-        return self.plan(request, generator=generator, observer=observer).run()
+        return self.plan(request, seed=seed, observer=observer).run()
 
     @torch.no_grad()
-    def plan(
-        self, request: VideoRequest, *, generator: torch.Generator | None = None, observer: Observer | None = None
-    ) -> "ShotRunner":
+    def plan(self, request: VideoRequest, *, seed: int | None = None, observer: Observer | None = None) -> "ShotRunner":
         """The checked request with all its control maps, to be `run`; see `__call__`."""
         from .shots import ShotRunner
 
-        return ShotRunner(self, request, generator, observer or Observer())
+        noise = VideoNoise(None if seed is None else [seed])
+        return ShotRunner(self, request, noise, observer or Observer())
 
 
 def _prompt_tokens(encoder: Any, tokens: Callable[[Tensor], Tensor], pictures: Tensor, guided: bool) -> Tensor:

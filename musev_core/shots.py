@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .denoise.control import Control
+from .denoise.noise import VideoNoise
 from .encoders import decode_latents, encode_latents
 from .errors import MuseVError
 from .images import check_frames, fit_images, fit_video, target_size, to_uint8
@@ -30,10 +31,10 @@ class ShotRunner:
         self,
         pipeline: "MuseVPipeline",
         request: "VideoRequest",
-        generator: torch.Generator | None,
+        noise: VideoNoise,
         observer: "Observer",
     ):
-        self.pipeline, self.request, self.generator, self.observer = pipeline, request, generator, observer
+        self.pipeline, self.request, self.noise, self.observer = pipeline, request, noise, observer
         if request.num_shots < 1:
             raise MuseVError(f"the number of shots must be at least 1, got {request.num_shots}")
         if request.num_condition_frames < 0:
@@ -299,10 +300,11 @@ class ShotRunner:
             initial_latents=initial,
             controls=self._controls(timeline),
             legacy_fit=r.legacy_fit,
+            frame_numbers=timeline,
             **self._picture_inputs(),
         )
         run = "video" if len(self.lengths) == 1 else f"shot {k + 1}/{len(self.lengths)}"
-        return self.pipeline.sample(inputs, sampling, generator=self.generator, observer=self.observer, run=run)
+        return self.pipeline.sample(inputs, sampling, noise=self.noise, observer=self.observer, run=run)
 
     def _picture_inputs(self, **wanted: bool) -> dict[str, Any]:
         """The pictures as one run takes them, those of a single video."""
@@ -346,10 +348,11 @@ class ShotRunner:
             initial_latents=initial,
             controls=self._controls(self.places),
             legacy_fit=r.legacy_fit,
+            frame_numbers=self.places,
             **self._picture_inputs(**wanted),
         )
         latents = self.pipeline.sample(
-            inputs, r.first_frame, generator=self.generator, observer=self.observer, run="first frame"
+            inputs, r.first_frame, noise=self.noise.stream(1), observer=self.observer, run="first frame"
         )
         # a redrawn picture replaces all others, a generated one the missing ones
         self._replace_pictures(self._decode(latents), missing_only=self.image is None)

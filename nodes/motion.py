@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..musev_core.config import GUIDANCE_METHODS, NOISE_TYPES
+from ..musev_core.config import GUIDANCE_METHODS, NOISE_DRAWS, NOISE_TYPES
 from ..musev_core.denoise.noise import NoiseOptions
 from ..musev_core.denoise.windows import WindowOptions
 from .host.options import GuidanceOptions, MotionOptions, Span
@@ -145,14 +145,24 @@ class Noise(Node):
                     tooltip="Scales the initial noise by sigma as the original does, instead of ComfyUI's "
                     "sqrt(1 + sigma^2). 0.2 % less noise; only for comparing with the original.",
                 ),
+                io.Combo.Input(
+                    "draw",
+                    options=list(NOISE_DRAWS),
+                    default="frames",
+                    optional=True,
+                    tooltip="frames: noise by frame number, so a longer video begins like a shorter one with the same "
+                    "seed. original: the whole clip at once, as the original draws it; only for comparing with it.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with this noise.")],
         )
 
     @classmethod
-    def execute(cls, model, noise_type, individual_weight, image_weight, original_scaling) -> io.NodeOutput:
+    def execute(
+        cls, model, noise_type, individual_weight, image_weight, original_scaling, draw="frames"
+    ) -> io.NodeOutput:
         """Attaches the noise."""
-        noise = NoiseOptions(noise_type, individual_weight, image_weight or None)
+        noise = NoiseOptions(noise_type, individual_weight, image_weight or None, draw)
         return io.NodeOutput(with_options(model, noise=noise, original_scaling=original_scaling))
 
 

@@ -177,6 +177,7 @@ def small_case(**changes) -> Case:
     return Case(**{"tiny": True, "height": 64, "width": 64, "frames": 8, "window": 4, "overlap": 2} | changes)
 
 
+@pytest.mark.slow
 def test_costs_of_guidance_branches() -> None:
     both, split, one = (count_case(small_case(branches=b), Options("off")).window.total for b in cases.BRANCHES)
     assert split.flops == 2 * one.flops

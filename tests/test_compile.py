@@ -71,7 +71,8 @@ def test_one_graph_without_breaks_serves_all_windows_steps_and_clips(mode):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("split", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [False, True])
 def test_a_prediction_outlives_the_next_run_of_its_graph(split):
     """The backend hands out the same memory at every run, as CUDA graphs do; split branches need two at once."""
     plain = models.unet(ARCH, "tiny", 0)

@@ -28,7 +28,7 @@ GATES = {
 }
 
 
-@pytest.mark.parametrize("variant", GATES)
+@pytest.mark.parametrize("variant", ["musev_referencenet", pytest.param("musev", marks=pytest.mark.slow)])
 def test_one_window_stays_within_the_gates(variant):
     tflop, kernels, fused_kernels, gigabytes, fused_gigabytes = GATES[variant]
     plain = count_case(Case(variant=variant), Options(kernels="off"))

@@ -85,7 +85,7 @@ def load(disk, which, said):
 
 
 @pytest.mark.parametrize("which", FILES)
-@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), pytest.param(float("-inf"), marks=pytest.mark.slow)])
 def test_not_finite_weights_are_found_at_load_and_named(disk, which, value):
     path = disk / FILES[which]
     name = changed(path, lambda x: x.masked_fill(torch.arange(x.numel()).view(x.shape) == x.numel() - 1, value))

@@ -155,6 +155,6 @@ def test_names_tell_networks_apart_but_not_where_they_lie(tmp_path):
             facts.append(choice(tmp_path / place, *options).facts(entry))
         facts.append(choice(tmp_path / place, "--dtype", "bfloat16").facts(entry))
         for net in ("one", "two"):
-            facts.append(choice(tmp_path / place, "--controlnet", f"pose={place}/{net}").facts(entry, ["pose"]))
+            facts.append(choice(tmp_path / place, "--controlnet", f"pose={place}/nets/{net}").facts(entry, ["pose"]))
     here, there = facts[:7], facts[7:]
     assert here == there and all(a != b for i, a in enumerate(here) for b in here[:i])

@@ -101,6 +101,7 @@ def counted(variant: str) -> Counted:
     return count_case(Case(variant=variant), Options(kernels="off"), run.naive, run.part_of)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ORIGINAL)
 def test_costs_what_the_original_costs(variant: str) -> None:
     flops, kernels, moved = ORIGINAL[variant]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from musev_core.denoise.noise import NOISE_TYPES, NoiseOptions, image_based_noise, noise_source, video_noise
+from musev_core.denoise.noise import NOISE_TYPES, NoiseOptions, VideoNoise, image_based_noise, video_noise
 from musev_core.errors import MuseVError
 
 SHAPE = (1, 4, 6, 64, 64)  # enough values for two digits
@@ -106,17 +106,79 @@ def test_the_image_weight_is_the_pictures_share():
     torch.testing.assert_close(mixed, 0.6 * mean + 0.8 * noise)
 
 
-def test_a_noise_source_goes_on_drawing():
-    source = noise_source(NoiseOptions(), seeded(), "cpu", torch.float32)
-    shape, generator = (1, 4, 3, 8, 8), seeded()
-    for _ in range(2):
-        assert torch.equal(source(shape), video_noise(shape, NoiseOptions(), generator))
+# ---- a whole video's ------------------------------------------------------------------------------------------------
+
+SIZE = (4, 8, 8)
+LARGE = (4, 64, 64)
+ORIGINAL = NoiseOptions(draw="original")
+
+
+def drawn(*frames: int, seed: int = 1, number: int = 0, size=SIZE, stream: int = 0, **options) -> torch.Tensor:
+    return VideoNoise([seed]).stream(stream).draw(number, frames, size, NoiseOptions(**options))
+
+
+@pytest.mark.parametrize("kind", NOISE_TYPES)
+def test_a_frames_noise_does_not_depend_on_what_else_is_drawn(kind):
+    whole = drawn(*range(20), type=kind)
+    source, options = VideoNoise([1]), NoiseOptions(type=kind)
+    source.draw(3, [5, 6], SIZE, options)
+    for frames in ([19, 3], [7], list(range(4, 9))):
+        assert torch.equal(source.draw(0, frames, SIZE, options), whole[:, :, frames])
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_noise_by_frame_number_has_the_originals_distribution(weight):
+    noise = drawn(*range(6), size=LARGE, individual_weight=weight)
+    assert noise.mean().item() == pytest.approx(0, abs=0.03)
+    assert noise.var().item() == pytest.approx(1, abs=0.03)
+    assert (noise.double() ** 4).mean().item() == pytest.approx(3, abs=0.15)  # as normal numbers have
+    for i, j in ((0, 1), (0, 5), (2, 4)):
+        assert correlation(noise[:, :, i], noise[:, :, j]) == pytest.approx(1 - weight, abs=0.03)
+
+
+def test_seed_draw_stream_and_frame_each_give_other_numbers():
+    one = {"seed": 2**63 + 5, "number": 1, "stream": 1}
+    others = [
+        {"seed": 2**63 + 6},
+        {"seed": 2**63 + 5 + 2**32},
+        {"seed": 5},
+        {"number": 2},
+        {"stream": 0},
+        {"stream": 2},
+    ]
+    first = drawn(3, type="random", size=LARGE, **one)
+    assert abs(correlation(first, drawn(4, type="random", size=LARGE, **one))) < 0.03
+    for other in others:
+        assert abs(correlation(first, drawn(3, type="random", size=LARGE, **{**one, **other}))) < 0.03
+        fused = (drawn(3, individual_weight=0.0, size=LARGE, **x) for x in (one, {**one, **other}))
+        assert abs(correlation(*fused)) < 0.03
+
+
+def test_the_numbers_stay_what_they_are():
+    """A seed gives the same video next year, on another machine."""
+    expected = [-0.35933807492256165, -0.4798129200935364, 0.10786429047584534]
+    assert drawn(0, seed=2**64 - 1, size=(1, 1, 3), type="random").flatten().tolist() == pytest.approx(expected)
+
+
+def test_every_video_of_a_batch_has_a_seed_of_its_own():
+    both = VideoNoise([1, 2]).draw(0, [4, 5], SIZE, NoiseOptions())
+    assert torch.equal(both, torch.cat([drawn(4, 5, seed=1), drawn(4, 5, seed=2)]))
+
+
+def test_the_originals_draw_is_of_the_whole_clip_and_goes_on():
+    source, generator = VideoNoise([3]), seeded(3)
+    expected = [video_noise((1, *SIZE[:1], 5, *SIZE[1:]), ORIGINAL, generator) for _ in range(4)]
+    assert torch.equal(source.draw(0, range(5), SIZE, ORIGINAL), expected[0])
+    assert torch.equal(source.stream(1).draw(0, range(5), SIZE, ORIGINAL), expected[1])
+    source.skip(range(5), SIZE, ORIGINAL)
+    assert torch.equal(source.draw(0, range(5), SIZE, ORIGINAL), expected[3])
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"type": "pink"}, "unknown noise type 'pink', expected one of video_fusion, random"),
+        ({"draw": "torch"}, "unknown noise draw 'torch', expected one of frames, original"),
         ({"individual_weight": 1.5}, r"individual noise weight must lie in 0\.\.1, got 1.5"),
         ({"individual_weight": -0.1}, r"individual noise weight must lie in 0\.\.1, got -0.1"),
         ({"image_weight": 2}, r"image noise weight must lie in 0\.\.1, got 2"),

@@ -13,7 +13,7 @@ from support.numbers import det, det_image
 
 from musev_core.denoise.control import Control
 from musev_core.denoise.denoiser import DenoiserOptions
-from musev_core.denoise.noise import NoiseOptions
+from musev_core.denoise.noise import NoiseOptions, VideoNoise
 from musev_core.denoise.windows import WindowOptions
 from musev_core.encoders import FacePromptEncoder, ImagePromptEncoder, decode_latents
 from musev_core.errors import Cancelled, MuseVError
@@ -54,12 +54,8 @@ def clip(num_frames: int = 5, **changes: Any) -> Any:
     return replace(ClipInputs(["a girl sings"], ["ugly"], num_frames, PIXELS, PIXELS), **changes)
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def sample(inputs: ClipInputs, options: SamplingOptions = OPTIONS, pipe: MuseVPipeline | None = None, **given):
-    given.setdefault("generator", seeded())
+    given.setdefault("noise", VideoNoise([0]))
     return (pipe or make_pipeline()).sample(inputs, options, **given)
 
 
@@ -170,9 +166,9 @@ def test_no_guidance_is_the_limit_of_guidance():
 # ---- noise, strength, schedulers -----------------------------------------------------------------------------------
 
 
-def test_the_generator_decides():
+def test_the_seed_decides():
     assert torch.equal(sample(clip()), sample(clip()))
-    assert_different(sample(clip()), sample(clip(), generator=seeded(1)))
+    assert_different(sample(clip()), sample(clip(), noise=VideoNoise([1])))
 
 
 def test_two_videos_at_once_equal_each_alone():
@@ -186,7 +182,7 @@ def test_two_videos_at_once_equal_each_alone():
         reference_images=torch.cat([pictures("r0", 2), pictures("r1", 2)]),
         image_prompts=torch.cat([pictures("i0"), pictures("i1")]),
     )
-    both = sample(inputs, pipe=pipe, generator=[seeded(1), seeded(2)])
+    both = sample(inputs, pipe=pipe, noise=VideoNoise([1, 2]))
     for i in range(2):
         one = slice(i, i + 1)
         alone = replace(
@@ -197,7 +193,7 @@ def test_two_videos_at_once_equal_each_alone():
             reference_images=inputs.reference_images[one],
             image_prompts=inputs.image_prompts[one],
         )
-        got = sample(alone, pipe=pipe, generator=seeded(i + 1))
+        got = sample(alone, pipe=pipe, noise=VideoNoise([i + 1]))
         torch.testing.assert_close(got, both[one], atol=2e-3, rtol=2e-3)
     assert_different(both[:1], both[1:])
 
@@ -469,9 +465,23 @@ def test_a_video_is_written_while_it_is_decoded(tmp_path, name):
     result.save(str(path), fps=8, overwrite=True)
 
 
-def test_give_a_seed_or_a_generator():
-    with pytest.raises(MuseVError, match="give a seed or a generator, not both"):
-        make_pipeline()("a girl", seed=1, generator=seeded(), height=64, width=64)
+@pytest.mark.parametrize("draw", ["frames", "original"])
+def test_without_a_seed_torchs_own_decides(draw):
+    def made(seed: int | None) -> torch.Tensor:
+        options = replace(OPTIONS, num_steps=1, noise=NoiseOptions(draw=draw))
+        return make_pipeline()("a girl", seed=seed, height=64, width=64, num_frames=2, sampling=options).latents
+
+    torch.manual_seed(3)
+    first, second = made(None), made(None)
+    assert_different(first, second)
+    torch.manual_seed(3)
+    assert torch.equal(made(None), first)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5])
+def test_a_seed_is_a_whole_number_of_64_bits(seed):
+    with pytest.raises(MuseVError, match=r"a seed is a whole number from 0 to 2\*\*64 - 1"):
+        make_pipeline()("a girl", seed=seed, height=64, width=64)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Half precision: every golden prediction of the UNet stays near its float32 value; `--goldens DIR` for another set."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,20 @@ from support.golden_replay import GoldenSet
 LIMITS = {torch.float16: 1e-2, torch.bfloat16: 6e-2}
 DTYPES = [
     pytest.param(torch.float16, id="float16"),
-    pytest.param(torch.bfloat16, id="bfloat16", marks=pytest.mark.slow),  # no kernels of a CPU: a minute
+    pytest.param(torch.bfloat16, id="bfloat16", marks=pytest.mark.slow),
 ]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     goldens = GoldenSet(Path(metafunc.config.getoption("goldens")).resolve())
-    cases = [pytest.param(goldens, case, id=case["id"]) for case in goldens.cases if case["kind"] == "unet"]
+    cases, seen = [], set()
+    for case in goldens.cases:
+        if case["kind"] == "unet":
+            kind = json.dumps({name: case["model"][name] for name in ("arch", "size")})
+            # a CPU computes these precisions slowly: of every network one case here, the others where there is time
+            marks = [pytest.mark.slow] if kind in seen else []
+            cases.append(pytest.param(goldens, case, id=case["id"], marks=marks))
+            seen.add(kind)
     metafunc.parametrize("goldens, case", cases)
 
 

@@ -19,7 +19,7 @@ def made(request: VideoRequest, **call: Any) -> Result:
     pipe, calls = pipeline(), []
     hook = pipe.unet.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[0]))
     try:
-        result = pipe.generate(request, generator=torch.Generator().manual_seed(1), **call)
+        result = pipe.generate(request, seed=1, **call)
         return Result(result.latents, result.video(), tuple(calls))
     finally:
         hook.remove()

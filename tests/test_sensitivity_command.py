@@ -127,6 +127,7 @@ TASK_ROWS: dict[str, Becomes | str] = {
     "video_guidance_scale_end": Becomes(2.5, {"sampling.guidance_end"}),
     "video_guidance_scale_method": Becomes("two_stage", {"sampling.guidance_method"}),
     "noise_type": Becomes("random", {"sampling.noise.type"}),
+    "noise_draw": Becomes("original", {"sampling.noise.draw", "first_frame.noise.draw"}),
     "w_ind_noise": Becomes(0.7, {"sampling.noise.individual_weight"}),
     "need_img_based_video_noise": Becomes(False, {"sampling.noise.image_weight"}),
     "img_weight": Becomes(0.2, {"sampling.noise.image_weight"}),
@@ -193,7 +194,7 @@ def shown(disk: Path, **fields: Any) -> torch.Tensor:
     """The frames of the file, `(frames, H, W, 3)`; made in one step, once for every request."""
     task = load(disk, **VIDEO, **fields)
     asked = replace(request(disk, **VIDEO), sampling=SamplingOptions(num_steps=1, guidance_scale=1))
-    shots = pipeline().plan(asked, generator=torch.Generator().manual_seed(0))
+    shots = pipeline().plan(asked, seed=0)
     return torch.cat(list(result_frames(task, shots, shots.run())))
 
 

@@ -178,6 +178,7 @@ def test_bfloat16_and_checkpointed_activations_keep_the_weights_in_full_precisio
     assert any(not torch.equal(x, tensors[name]) for name, x in unet_of(exact).items())
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_twice_the_batch(disk, tmp_path):
     config = tiny_runs.configuration(disk, tmp_path / "run.yaml", kind="features")
     with socket.socket() as free:

@@ -171,8 +171,6 @@ def _run_job(
     options: argparse.Namespace,
     progress: "TerminalProgress",
 ) -> None:
-    import torch
-
     from ..tasks.runner import result_frames, video_request, without_unused_pictures
     from ..video import VideoWriter
 
@@ -186,8 +184,7 @@ def _run_job(
     )
     request = without_unused_pictures(request, pipeline.picture_networks())
     steps = {"first frame": request.first_frame.num_steps, "video": request.sampling.num_steps}
-    generator = torch.Generator().manual_seed(seed)
-    shots = pipeline.plan(request, generator=generator, observer=progress.observer(steps))
+    shots = pipeline.plan(request, seed=seed, observer=progress.observer(steps))
     result = shots.run()
     frames = progress.writing(
         result_frames(task, shots, result, n_cols=options.n_cols, write_info=options.write_info), len(result)

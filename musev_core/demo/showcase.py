@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import MAX_FRAMES
 from ..denoise.control import Control
+from ..denoise.noise import VideoNoise
 from ..denoise.windows import context_windows
 from ..encoders import decode_latents, encode_latents
 from ..errors import MuseVError
@@ -131,8 +132,7 @@ def make_film(
         image_prompts=film.image[None],
         controls=controls,
     )
-    generator = torch.Generator().manual_seed(seed)
-    latents = pipeline.sample(inputs, SAMPLING, generator=generator, observer=observer, run=run)
+    latents = pipeline.sample(inputs, SAMPLING, noise=VideoNoise([seed]), observer=observer, run=run)
     return torch.cat(list(decode_latents(pipeline.vae, latents[0], batch=16)))
 
 

@@ -1,6 +1,6 @@
 """Euler, DDIM and LCM with MuseV's semantics, on top of diffusers' schedulers (musev.md 4)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 from ..errors import MuseVError
-
-NoiseSource = Callable[[Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -150,12 +148,15 @@ class VideoScheduler:
         """The noisy latents as the network wants them at step i."""
         return self._scheduler.scale_model_input(latents, self.timesteps[i])
 
-    def step(self, prediction: Tensor, i: int, sample: Tensor, noise: NoiseSource) -> tuple[Tensor, Tensor]:
+    @property
+    def original_discards_noise(self) -> bool:
+        """Whether the original draws noise at every step, and does not use it."""
+        return self.config.type == "euler"
+
+    def step(self, prediction: Tensor, i: int, sample: Tensor, noise: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """Latents after step i, and the clean latents it believes in.
 
-        `noise(shape)` is asked for video noise where the original draws some: by LCM at every step but the last, and by
-        Euler at every step, which does not use it; it is drawn all the same, so that a generator which runs through
-        several shots gives what it gave in the original.
+        `noise()` is asked for fresh noise of the shape of `sample`: by LCM at every step but the last.
         """
         timestep = self.timesteps[i]
         if self.config.type == "lcm":
@@ -164,8 +165,6 @@ class VideoScheduler:
             if i + 1 == len(self.timesteps):
                 return clean, clean
             alpha = self._scheduler.alphas_cumprod[int(self.timesteps[i + 1])].item()
-            return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise(clean.shape).to(clean), clean
-        if self.config.type == "euler":
-            noise(sample.shape)
+            return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise().to(clean), clean
         out = self._scheduler.step(prediction, timestep, sample)
         return out.prev_sample, out.pred_original_sample

@@ -77,7 +77,7 @@ def video_request(
         scheduler=scheduler,
         image_scale=task.ip_adapter_scale,
         face_scale=task.ip_adapter_face_scale,
-        noise=NoiseOptions(task.noise_type, task.w_ind_noise, image_weight),
+        noise=NoiseOptions(task.noise_type, task.w_ind_noise, image_weight, task.noise_draw),
         denoiser=denoiser,
     )
     first_frame = SamplingOptions(
@@ -87,7 +87,7 @@ def video_request(
         strength=task.strength,
         image_scale=task.ip_adapter_scale,
         face_scale=task.ip_adapter_face_scale,
-        noise=NoiseOptions("random"),
+        noise=NoiseOptions("random", draw=task.noise_draw),
         denoiser=DenoiserOptions(skip_temporal=True),
     )
     negative = task.video_negative_prompt

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from ..config import FUSIONS, GUIDANCE_METHODS, MAX_FRAMES, MAX_SIDE, MAX_STEPS, NOISE_TYPES, SCHEDULES
+from ..config import FUSIONS, GUIDANCE_METHODS, MAX_FRAMES, MAX_SIDE, MAX_STEPS, NOISE_DRAWS, NOISE_TYPES, SCHEDULES
 from ..errors import blame
 from ..prompts import negative_prompt
 from ..values import SEEDS
@@ -170,6 +170,12 @@ class Task:
     w_ind_noise: float = field(
         0.5, float, "Share of noise of its own per frame, 0 to 1; more gives more motion and flicker.", low=0, high=1
     )
+    noise_draw: str = field(
+        "frames",
+        str,
+        "frames: noise by frame number, a longer video begins like a shorter one; original: the original's numbers.",
+        choices=NOISE_DRAWS,
+    )
     need_img_based_video_noise: bool = field(True, bool, "Mix the condition image into the initial noise.")
     img_weight: float = field(
         1e-3, float, "Share of the condition image in the noise, 0 to 1; more holds the video closer.", low=0, high=1
@@ -238,8 +244,7 @@ class Task:
     context_fuse: str = field(
         "flat",
         str,
-        "Weights of overlapping windows: flat as the original; linear or pyramid hide the seams (they differ from each "
-        "other with the schedule uniform only).",
+        "Overlapping windows: flat as the original; linear or pyramid, which differ with uniform only, hide the seams.",
         choices=FUSIONS,
     )
 

@@ -216,7 +216,7 @@ def _sample_videos(
         videos = {}
         for task in tasks:
             request = without_unused_pictures(video_request(task), pipeline.picture_networks())
-            shots = pipeline.plan(request, generator=torch.Generator().manual_seed(recipe.train.seed))
+            shots = pipeline.plan(request, seed=recipe.train.seed)
             frames = to_uint8(torch.cat(list(result_frames(task, shots, shots.run()))))
             path = write_video(folder / f"{step:07d}-{portable_name(task.name)}.mp4", frames, fps=fps, overwrite=True)
             log.info("sample video: %s", path)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..demo.settings import SAMPLING
 from ..denoise.control import Control
+from ..denoise.noise import VideoNoise
 from ..encoders import decode_latents, encode_latents
 from ..metrics import moving_pixels, psnr
 from ..pipeline import ClipInputs, MuseVPipeline, SamplingOptions
@@ -73,8 +74,8 @@ def sample(
             image_prompts=pictures,
             controls=controls,
         )
-        generators = [torch.Generator().manual_seed(seed + i) for i in range(part.start, part.stop)]
-        made.append(pipeline.sample(inputs, sampling, generator=generators))
+        noise = VideoNoise(range(seed + part.start, seed + part.stop))
+        made.append(pipeline.sample(inputs, sampling, noise=noise))
     return torch.cat(made)
 
 

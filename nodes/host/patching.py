@@ -14,7 +14,9 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
+from ...musev_core.denoise.noise import VideoNoise
 from ...musev_core.errors import MuseVError
+from ...musev_core.values import SEEDS
 from . import forwards, notices, references, wrappers
 from .foreign import refuse_foreign
 from .networks import adapter_layers
@@ -167,7 +169,7 @@ def _outer_sample(
         condition_frames=conditions,
         base=base,
         features=references.compute(model, options, latent_image, _texts(guider)),
-        generator=torch.Generator("cpu").manual_seed((kwargs.get("seed") or _seed(args)) % 2**63),
+        source=VideoNoise([(kwargs.get("seed") or _seed(args)) % SEEDS]),
     )
     guider.model_options.setdefault("transformer_options", {})[KEY] = run
     try:

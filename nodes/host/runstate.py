@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...musev_core.config import UNetConfig
 from ...musev_core.denoise.guidance import guidance_schedule
-from ...musev_core.denoise.noise import image_based_noise, video_noise
+from ...musev_core.denoise.noise import VideoNoise, image_based_noise
 from ...musev_core.models.conditions import ClipConditions
 from . import patches, wrappers
 from .control import ControlCache
@@ -39,6 +39,7 @@ class RunState:
         condition_frames: their numbers.
         base: architecture of the MODEL's UNet.
         features: of the reference pictures.
+        source: of the run's noise.
     """
 
     options: Options
@@ -46,7 +47,7 @@ class RunState:
     condition_frames: tuple[int, ...]
     base: UNetConfig
     features: Features
-    generator: torch.Generator
+    source: VideoNoise
     model_sampling: Any = None
     sigmas: list[float] = field(default_factory=list)
     clean: Tensor | None = None  # processed latents of the condition frames (n, 4, h, w)
@@ -61,6 +62,7 @@ class RunState:
     controls: ControlCache = field(default_factory=ControlCache)
     bar: Any = None  # ComfyUI's progress bar
     _done: float = 0.0
+    _draws: int = 0  # of noise, so far
     _views: dict[int, View] = field(default_factory=dict)
     _clips: dict[tuple, ClipConditions] = field(default_factory=dict)
     _spans: dict[Span, tuple[float, float]] = field(default_factory=dict)
@@ -147,8 +149,10 @@ class RunState:
         return noise
 
     def _drawn(self, like: Tensor) -> Tensor:
-        shape = (1, like.shape[1], len(self.generated), *like.shape[2:])
-        return _as_batch(video_noise(shape, self.options.noise, self.generator)).to(like)
+        """The next draw, `(generated frames, c, h, w)`."""
+        drawn = self.source.draw(self._draws, self.generated, like.shape[1:], self.options.noise)
+        self._draws += 1
+        return _as_batch(drawn).to(like)
 
     # -------------------------------------------------------------------------------- network
 

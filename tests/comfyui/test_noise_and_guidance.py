@@ -19,7 +19,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from support.golden_comfy import SCALE, golden_clip, golden_model, goldens, with_original_norms
 from support.small_comfy import clip, difference, ksample, prompt, recorded, video_model
 
-from musev_core.denoise.noise import NoiseOptions, image_based_noise, video_noise
+from musev_core.denoise.noise import NoiseOptions, VideoNoise, image_based_noise
 from musev_core.denoise.windows import WindowOptions
 from musev_core.errors import MuseVError
 from musev_pack.nodes.host.options import GuidanceOptions
@@ -49,9 +49,10 @@ def test_frames_share_a_part_of_their_noise(weight):
     assert float(noise.std()) == pytest.approx(1, abs=0.06)
 
 
-def test_the_seed_gives_the_noise_of_the_core():
-    options = NoiseOptions("video_fusion", 0.5, None)
-    expected = video_noise((1, 4, 11, 4, 4), options, torch.Generator().manual_seed(7))[0].transpose(0, 1)
+@pytest.mark.parametrize("draw", ["frames", "original"])
+def test_the_seed_gives_the_noise_of_the_core(draw):
+    options = NoiseOptions("video_fusion", 0.5, None, draw)
+    expected = VideoNoise([7]).draw(0, range(1, 12), (4, 4, 4), options)[0].transpose(0, 1)
     torch.testing.assert_close(started(options, seed=7)[1:], expected, atol=1e-6, rtol=1e-6)
     assert torch.equal(started(options, seed=7), started(options, seed=7))
     assert difference(started(options, seed=8), started(options, seed=7)) > 0.1
@@ -59,6 +60,17 @@ def test_the_seed_gives_the_noise_of_the_core():
 
 def test_a_seed_is_any_number_of_the_widget():
     assert torch.isfinite(started(NoiseOptions(), seed=2**64 - 1)).all()
+
+
+def test_a_longer_video_begins_with_the_noise_of_a_shorter_one():
+    """Whole steps: the initial noise, and what a sampler adds later."""
+    drawn = []
+    for frames in (12, 20):
+        listening = Listening(video_model(noise=NoiseOptions("video_fusion", 0.5, None)), "listening")
+        ksample(listening.model, clip(frames), sampler="lcm")
+        drawn.append([started(NoiseOptions("video_fusion", 0.5, None), clip(frames)), *listening.drawn])
+    for short, long in zip(*drawn, strict=True):
+        torch.testing.assert_close(long[:12], short, atol=1e-6, rtol=1e-6)
 
 
 def test_random_noise_is_comfyuis_own():

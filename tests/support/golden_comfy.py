@@ -118,7 +118,9 @@ def golden_model(case: dict, folder: Path, base=None, **changes):
     options = {
         "motion": MotionOptions(golden_motion(arch, folder), case["motion_speed"]),
         "windows": WindowOptions(case["window_length"], case["window_overlap"], case["window_schedule"]),
-        "noise": NoiseOptions(case["noise_type"], case["individual_noise_weight"], case["image_noise_weight"]),
+        "noise": NoiseOptions(
+            case["noise_type"], case["individual_noise_weight"], case["image_noise_weight"], "original"
+        ),
         "original_scaling": True,
     }
     if case["model"]["reference_net"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from musev_core.denoise.control import ClipControls, Control
 from musev_core.denoise.denoiser import DenoiserOptions
 from musev_core.denoise.guidance import guidance_schedule
-from musev_core.denoise.noise import NoiseOptions, image_based_noise, noise_source, video_noise
+from musev_core.denoise.noise import NoiseOptions, VideoNoise, image_based_noise, video_noise
 from musev_core.denoise.schedulers import VideoScheduler
 from musev_core.denoise.windows import WindowOptions, context_windows
 from musev_core.encoders import FacePromptEncoder, ImagePromptEncoder, decode_latents, encode_latents
@@ -225,11 +225,11 @@ def scheduler(goldens: GoldenSet, case: dict) -> Results:
     if x is None:
         return results
     options = NoiseOptions(case["noise_type"], case["individual_noise_weight"])
-    fresh = noise_source(options, torch.Generator().manual_seed(case["generator_seed"]), "cpu", torch.float32)
+    generator = torch.Generator().manual_seed(case["generator_seed"])
     x, scaled, trajectory = x * run.init_noise_sigma, [], []
     for i, prediction in enumerate(predictions):
         scaled.append(run.scale(x, i))
-        x, _ = run.step(prediction, i, x, fresh)
+        x, _ = run.step(prediction, i, x, lambda shape=x.shape: video_noise(shape, options, generator))
         trajectory.append(x)
     return results | {"scaled_inputs": torch.stack(scaled), "trajectory": torch.stack(trajectory)}
 
@@ -358,7 +358,7 @@ def _sampling(case: dict, **changes: Any) -> SamplingOptions:
         scheduler=models.scheduler(case["scheduler"]),
         image_scale=case["image_scale"],
         face_scale=case["face_scale"],
-        noise=NoiseOptions(case["noise_type"], case["individual_noise_weight"], case["image_noise_weight"]),
+        noise=NoiseOptions(case["noise_type"], case["individual_noise_weight"], case["image_noise_weight"], "original"),
         denoiser=DenoiserOptions(
             windows=WindowOptions(
                 length=case["window_length"], overlap=case["window_overlap"], schedule=case["window_schedule"]
@@ -430,9 +430,9 @@ def pipeline(goldens: GoldenSet, case: dict) -> Results:
     if pipe.reference_net is not None:
         hooks.append(pipe.reference_net.register_forward_pre_hook(reference_call))
     try:
-        generator = torch.Generator().manual_seed(case["generator_seed"])
+        noise = VideoNoise([case["generator_seed"]])
         observer = Observer(on_step=lambda info: steps.append(info.latents))
-        final = pipe.sample(clip_inputs, _sampling(case), generator=generator, observer=observer)
+        final = pipe.sample(clip_inputs, _sampling(case), noise=noise, observer=observer)
     finally:
         for hook in hooks:
             hook.remove()
@@ -485,7 +485,7 @@ def shots(goldens: GoldenSet, case: dict) -> Results:
         first_frame=first_frame,
         use_face=False,
     )
-    result = pipe.generate(request, generator=torch.Generator().manual_seed(case["generator_seed"]))
+    result = pipe.generate(request, seed=case["generator_seed"])
     s = case["video_stride"]
     return results | {"video": result.video()[None].permute(0, 4, 1, 2, 3)[..., ::s, ::s]}
 

@@ -126,7 +126,7 @@ TABLE["MuseV_Noise"] = Subject(
     **model_node("MuseV_Noise"),
     inputs={
         **{"model": moving, "noise_type": "video_fusion", "individual_weight": 0.5, "image_weight": 0.001},
-        "original_scaling": False,
+        **{"original_scaling": False, "draw": "frames"},
     },
     rows={
         "model": Changed(lambda: moving(seed=1), GENERATED),
@@ -134,6 +134,7 @@ TABLE["MuseV_Noise"] = Subject(
         "individual_weight": Changed(0.1, GENERATED),
         "image_weight": Changed(0.5, GENERATED),
         "original_scaling": Changed(True, GENERATED),
+        "draw": Changed(Others, GENERATED),
     },
 )
 TABLE["MuseV_GuidanceSchedule"] = Subject(
