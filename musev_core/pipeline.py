@@ -7,6 +7,7 @@ first frame if none is given, then one or several shots which continue each othe
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,9 @@ from .denoise.control import Control
 from .denoise.denoiser import ClipDenoiser, DenoiserOptions
 from .denoise.guidance import guidance_schedule, guide
 from .denoise.noise import NoiseOptions, VideoNoise, image_based_noise
+from .denoise.parts import PredictionCache, parts
 from .denoise.schedulers import SchedulerConfig, VideoScheduler, check_steps, scheduler_config
+from .denoise.windows import take_frames
 from .encoders import FacePromptEncoder, ImagePromptEncoder, encode_latents
 from .errors import Cancelled, MuseVError
 from .images import match_histograms
@@ -136,7 +139,8 @@ class ClipInputs:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """State after a step. Latents are `(videos, 4, generated frames, h, w)`; `predicted` is the clean video so far."""
+    """State after a step. Latents are `(videos, 4, generated frames of the part, h, w)`; `predicted` is the clean
+    video so far."""
 
     run: str
     step: int
@@ -381,6 +385,28 @@ class MuseVPipeline:
 
         `noise` has a seed per video; default: random ones.
         """
+        (latents,) = self.sample_parts(inputs, options, noise=noise, observer=observer, run=run)
+        return latents
+
+    @torch.no_grad()
+    def sample_parts(
+        self,
+        inputs: ClipInputs,
+        options: SamplingOptions,
+        *,
+        length: int | None = None,
+        noise: VideoNoise | None = None,
+        observer: Observer | None = None,
+        run: str = "video",
+    ) -> Iterator[Tensor]:
+        """The same in parts of `length` generated frames: the first ones are there while later ones are still noise.
+
+        Together they are, bit for bit, what `sample` makes; no window is evaluated twice, and the memory does not grow
+        with the clip. With the schedule `uniform` the first part needs the windows of all frames but in the last step.
+
+        Raises:
+            MuseVError: the inputs do not fit together; several parts of noise that is drawn at once.
+        """
         watch = observer or Observer()
         conditions, n = inputs.condition_latents, _frame_count(inputs.condition_latents)
         num_frames = n + inputs.num_frames
@@ -393,18 +419,26 @@ class MuseVPipeline:
                 f"from its end, -1 is the last), got {given}"
             )
         places = [i % num_frames for i in given]
-
+        if length is not None and length < inputs.num_frames and options.noise.draw == "original":
+            raise MuseVError(
+                "the original draws the noise of a whole clip at once; for a video in parts take the draw 'frames'"
+            )
+        if inputs.initial_latents is not None:
+            channels, *size = self._latent_size(inputs)
+            expected, got = (len(inputs.prompts), channels, inputs.num_frames, *size), inputs.initial_latents.shape
+            if got != expected:
+                raise MuseVError(
+                    f"the initial latents must have the shape {expected}, one per generated frame, got {tuple(got)}"
+                )
         if inputs.initial_latents is not None and options.strength == 0:
-            start = inputs.initial_latents.to(self.device)
-            generated = [i for i in range(num_frames) if i not in places]
-            return _merge(start, conditions, generated, sorted(places), places)
-        scheduler = VideoScheduler(
-            options.scheduler,
-            options.num_steps,
-            strength=options.strength if inputs.initial_latents is not None else 1.0,
-            device=self.device,
-        )
-        guidance = options.guidance()[scheduler.first :]
+            yield _merge(inputs.initial_latents.to(self.device), conditions, range(num_frames), places)
+            return
+
+        def new_scheduler() -> VideoScheduler:
+            strength = options.strength if inputs.initial_latents is not None else 1.0
+            return VideoScheduler(options.scheduler, options.num_steps, strength=strength, device=self.device)
+
+        guidance = options.guidance()[new_scheduler().first :]
         guided = max(guidance) > 1
         clip = self.clip_conditions(inputs, options, guided=guided)
         denoisers = {
@@ -420,30 +454,36 @@ class MuseVPipeline:
             )
             for branches in sorted({2 if g > 1 else 1 for g in guidance})
         }
-        denoiser = next(iter(denoisers.values()))
+        windows = next(iter(denoisers.values())).windows
         noise = noise or VideoNoise([int(torch.randint(2**63 - 1, ())) for _ in inputs.prompts])
         numbers = range(num_frames) if inputs.frame_numbers is None else inputs.frame_numbers
-        drawn = [numbers[i] for i in denoiser.generated], self._latent_size(inputs), options.noise
-        latents = self.initial_latents(inputs, options, scheduler, noise.draw(0, *drawn))
-
-        num_steps = len(guidance)
-        for step in range(num_steps):
-            watch.check()
-            scaled = scheduler.scale(latents, step)
-            whole = _merge(scaled, conditions, denoiser.generated, denoiser.condition_frames, places)
-            branches = 2 if guidance[step] > 1 else 1
-            prediction = denoisers[branches](whole, scheduler.timesteps[step], step, num_steps)
-            if branches == 2:
-                prediction = guide(*prediction.chunk(2), guidance[step])
-            latents, predicted = scheduler.step(
-                prediction, step, latents, lambda number=step + 1: noise.draw(number, *drawn)
-            )
-            if scheduler.original_discards_noise:
-                noise.skip(*drawn)
-            if watch.on_step is not None:
-                timestep = float(scheduler.timesteps[step])
-                watch.on_step(StepInfo(run, step, num_steps, timestep, latents, predicted))
-        return _merge(latents, conditions, denoiser.generated, denoiser.condition_frames, places)
+        cache, num_steps = PredictionCache(), len(guidance)
+        for part in parts(windows.calls(num_steps), length, per_frame=bool(inputs.controls)):
+            generated, held, scheduler = windows.generated[part.start : part.stop], windows.held(part), new_scheduler()
+            drawn = [numbers[i] for i in generated], self._latent_size(inputs), options.noise
+            latents = self.initial_latents(inputs, options, scheduler, noise.draw(0, *drawn), part.start)
+            for step in range(num_steps):
+                watch.check()
+                whole = _merge(scheduler.scale(latents, step), conditions, held, places)
+                branches = 2 if guidance[step] > 1 else 1
+                prediction = denoisers[branches](
+                    whole, scheduler.timesteps[step], step, num_steps, part=part, cache=cache
+                )
+                if branches == 2:
+                    prediction = guide(*prediction.chunk(2), guidance[step])
+                fresh = partial(noise.draw, step + 1, *drawn)
+                latents, predicted = scheduler.step(prediction, step, latents, fresh)
+                if scheduler.original_discards_noise:
+                    noise.skip(*drawn)
+                if watch.on_step is not None:
+                    timestep = float(scheduler.timesteps[step])
+                    watch.on_step(StepInfo(run, step, num_steps, timestep, latents, predicted))
+            cache.forget_before(part.keep_from)
+            for denoiser in denoisers.values():
+                denoiser.forget_before(part.keep_from)
+            finished = windows.finished(part)
+            merged = _merge(latents, conditions, held, places)
+            yield take_frames(merged, [held.index(frame) for frame in finished], dim=2)
 
     @staticmethod
     def _on_window(observer: Observer, run: str, step: int, done: int, total: int) -> None:
@@ -456,20 +496,15 @@ class MuseVPipeline:
         return self.unet.config.in_channels, inputs.height // 8, inputs.width // 8
 
     def initial_latents(
-        self, inputs: ClipInputs, options: SamplingOptions, scheduler: VideoScheduler, noise: Tensor
+        self, inputs: ClipInputs, options: SamplingOptions, scheduler: VideoScheduler, noise: Tensor, start: int = 0
     ) -> Tensor:
         """What the loop starts from: noise, or a given video with the noise of the first step (musev.md 4).
 
-        `noise (videos, c, generated frames, h, w)` of unit variance.
+        `noise (videos, c, frames, h, w)` of unit variance, for generated frames from `start` on.
         """
         noise = noise.to(self.device)
         if inputs.initial_latents is not None:
-            given = inputs.initial_latents.to(self.device)
-            if given.shape != noise.shape:
-                raise MuseVError(
-                    f"the initial latents must have the shape {tuple(noise.shape)}, one per generated frame, "
-                    f"got {tuple(given.shape)}"
-                )
+            given = inputs.initial_latents[:, :, start : start + noise.shape[2]].to(self.device)
             return scheduler.add_noise(given, noise)
         weight = options.noise.image_weight
         if weight is not None and inputs.condition_latents is not None:
@@ -563,19 +598,15 @@ def _frame_count(latents: Tensor | None) -> int:
     return 0 if latents is None else latents.shape[2]
 
 
-def _merge(
-    generated: Tensor,
-    conditions: Tensor | None,
-    generated_frames: Sequence[int],
-    condition_frames: Sequence[int],
-    places: Sequence[int],
-) -> Tensor:
-    """The whole clip: condition frames, given in the order of `places`, among the generated ones."""
+def _merge(generated: Tensor, conditions: Tensor | None, held: Sequence[int], places: Sequence[int]) -> Tensor:
+    """The frames `held` of a clip: condition frames, which are given in the order of `places`, among generated ones."""
     if conditions is None:
         return generated
     conditions = conditions.to(generated)
     if list(places) == list(range(len(places))):
         return torch.cat([conditions, generated], dim=2)
-    parts: dict[int, Tensor] = {frame: generated[:, :, i] for i, frame in enumerate(generated_frames)}
-    parts |= {frame: conditions[:, :, places.index(frame)] for frame in condition_frames}
-    return torch.stack([parts[i] for i in range(len(parts))], dim=2)
+    rest = iter(range(generated.shape[2]))
+    frames = [
+        conditions[:, :, places.index(frame)] if frame in places else generated[:, :, next(rest)] for frame in held
+    ]
+    return torch.stack(frames, dim=2)

@@ -97,7 +97,7 @@ def test_control_frames_per_output_frame_and_step():
             options=DenoiserOptions(),
         )
         controls = ClipControls([control], clip)
-        windows = [window.frames for window in denoiser._windows(0)]
+        windows = [window.frames for job in denoiser.windows.call(0).jobs for window in job]
         controls.start_step(0, 1, windows)
         with torch.inference_mode():
             for done, window in enumerate(windows, 1):

@@ -338,7 +338,8 @@ def test_controls_reach_the_network():
     with calls(net) as recorded:
         options = replace(OPTIONS, num_steps=4)
         sample(replace(inputs, controls=[Control(net, hints, end=0.5)]), options)
-    assert len(recorded) == 2 * 2  # two windows in two of four steps
+    # the condition frame by itself, and two windows, in two of four steps
+    assert len(recorded) == 3 * 2
 
 
 # ---- following and stopping a run ----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ A ControlNet looks at single frames, so the residuals of a frame are the same in
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,10 @@ class _EmbeddedHints:
             self._embedded |= dict(zip(new, embedded, strict=True))
         return torch.stack([self._embedded[i] for i in frames]).to(parameter.device)
 
+    def keep(self, needed: Callable[[int], bool]) -> None:
+        """Drops the embeddings of all other frames' hints."""
+        self._embedded = {i: x for i, x in self._embedded.items() if needed(i)}
+
 
 class ClipControls:
     """The ControlNets of a clip, for the rows of one `ClipConditions`.
@@ -69,27 +73,55 @@ class ClipControls:
         self._nets = [_EmbeddedHints(control) for control in controls]
         self._active: list[_EmbeddedHints] = []
         self._last_use: dict[int, int] = {}
+        self._group_of: Callable[[int], Sequence[int]] | None = None
         self._residuals: dict[int, list[Tensor]] = {}  # frame -> level -> (rows, c, h, w); the mid block comes last
 
-    def start_step(self, step: int, num_steps: int, windows: Sequence[Sequence[int]]) -> None:
-        """Forgets the step before; `windows` are the frames of this step's windows in their order."""
+    def start_step(
+        self,
+        step: int,
+        num_steps: int,
+        windows: Sequence[Sequence[int]],
+        group_of: Callable[[int], Sequence[int]] | None = None,
+    ) -> None:
+        """Forgets the step before; `windows` are the frames of this step's windows in their order.
+
+        Args:
+            group_of: the frames which are evaluated together with a frame: the last bits of an answer depend on the
+                batch it is computed in. Default: all that a call is the first to hold.
+        """
+        self._group_of = group_of
         self._active = [net for net in self._nets if net.control.active(step, num_steps)]
         self._last_use = {frame: i for i, window in enumerate(windows) for frame in window}
         self._residuals = {}
 
+    def keep(self, needed: Callable[[int], bool]) -> None:
+        """Drops what is kept over the steps of all other frames."""
+        for net in self._nets:
+            net.keep(needed)
+
     def residuals(
-        self, latents: Tensor, timestep: Tensor, windows: Sequence[Sequence[int]], done: int
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        windows: Sequence[Sequence[int]],
+        done: int,
+        places: Mapping[int, int] | None = None,
     ) -> ControlResiduals | None:
         """Residuals `(rows * windows * t, c, h, w)` for windows of `latents (b, c, frames, h, w)`.
 
-        `done` counts the windows of this step up to and including these: frames which no later one holds are dropped.
+        Args:
+            done: counts the windows of this step up to and including these: frames which no later one holds are
+                dropped.
+            places: where a frame stands in `latents`; default: these hold the whole clip.
         """
         if not self._active:
             return None
         frames = list(dict.fromkeys(frame for window in windows for frame in window))
         new = [frame for frame in frames if frame not in self._residuals]
-        if new:
-            self._evaluate(latents, timestep, new)
+        while new:
+            group = list(new if self._group_of is None else self._group_of(new[0]))
+            self._evaluate(latents, timestep, group, places)
+            new = [frame for frame in new if frame not in self._residuals]
         levels = []
         for level in range(len(self._residuals[frames[0]])):
             x = torch.stack([self._residuals[frame][level] for window in windows for frame in window], dim=1)
@@ -97,9 +129,10 @@ class ClipControls:
         self._residuals = {frame: x for frame, x in self._residuals.items() if self._last_use.get(frame, -1) >= done}
         return ControlResiduals(tuple(levels[:-1]), levels[-1])
 
-    def _evaluate(self, latents: Tensor, timestep: Tensor, frames: list[int]) -> None:
+    def _evaluate(self, latents: Tensor, timestep: Tensor, frames: list[int], places: Mapping[int, int] | None) -> None:
         rows, m = self.clip.rows, len(frames)
-        sample = torch.stack([latents[:, :, frame] for frame in frames], dim=1)  # (b, frames, c, h, w)
+        held = frames if places is None else [places[frame] for frame in frames]
+        sample = torch.stack([latents[:, :, place] for place in held], dim=1)  # (b, frames, c, h, w)
         sample = sample.repeat(rows // latents.shape[0], 1, 1, 1, 1)
         sample = rearrange(sample, "b t c h w -> (b t) c h w")
         text = self.clip.text

@@ -5,7 +5,7 @@ so a video may be as long as one likes, and errors do not pile up from window to
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +16,8 @@ from ..errors import MuseVError
 from ..models.conditions import ClipConditions
 from ..models.unet import MuseVUNet
 from .control import ClipControls, Control
-from .windows import WindowOptions, context_windows, fusion_weights, place_condition_frames
+from .parts import ClipWindows, Part, Prediction, PredictionCache
+from .windows import Window, WindowOptions, take_frames
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,6 @@ class DenoiserOptions:
             raise MuseVError(f"windows_per_call must be at least 1, got {self.windows_per_call}")
         if not 0 <= self.motion_speed < math.inf:
             raise MuseVError(f"motion_speed must be a finite number of at least 0, got {self.motion_speed}")
-
-
-@dataclass(frozen=True)
-class _Window:
-    generated: list[int]  # numbers among the generated frames
-    frames: list[int]  # numbers in the clip, condition frames placed
-    condition_positions: tuple[int, ...]  # where the condition frames stand in `frames`
-    generated_positions: list[int]  # where the generated frames stand in `frames`
 
 
 class ClipDenoiser:
@@ -81,17 +74,7 @@ class ClipDenoiser:
         self.branches = branches
         self.options = options or DenoiserOptions()
         self.on_window = on_window
-        self.condition_frames = sorted(condition_frames)
-        if len(set(self.condition_frames)) != len(condition_frames):
-            raise MuseVError(f"a condition frame is given twice: {list(condition_frames)}")
-        if any(not 0 <= i < num_frames for i in self.condition_frames):
-            raise MuseVError(
-                f"condition frame numbers must lie in 0..{num_frames - 1} for a clip of {num_frames} frames, "
-                f"got {list(condition_frames)}"
-            )
-        self.generated = [i for i in range(num_frames) if i not in set(self.condition_frames)]
-        if not self.generated:
-            raise MuseVError(f"all {num_frames} frames of the clip are condition frames: nothing is left to generate")
+        self.windows = ClipWindows(num_frames, condition_frames, self.options.windows, self.options.windows_per_call)
         for control in controls:
             if control.hints.shape[0] != num_frames:
                 raise MuseVError(
@@ -105,35 +88,70 @@ class ClipDenoiser:
         # with all branches in one call, what comes before the prompt is computed once for all of them
         self._shared = branches if not split and _branches_start_alike(clip, branches) else 1
         self._prepared: set[int] = set()
-        self._shifting = self.options.windows.shift > 0
-        self._plan: list[_Window] | None = None
 
-    def __call__(self, latents: Tensor, timestep: Tensor, step: int, num_steps: int) -> Tensor:
+    @property
+    def generated(self) -> list[int]:
+        """Numbers of the frames which are no condition frames."""
+        return self.windows.generated
+
+    def __call__(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        step: int,
+        num_steps: int,
+        *,
+        part: Part | None = None,
+        cache: PredictionCache | None = None,
+    ) -> Tensor:
         """Predictions `(branches * b, c, generated frames, h, w)` for `latents (b, 4, frames, h, w)`.
 
         The generated frames of `latents` are scaled for the network, the condition frames are clean. Overlapping
         predictions are averaged before guidance, which is linear, so the order does not matter.
+
+        Args:
+            part: which frames `latents` are, `ClipWindows.held` says; default: the whole clip. The predictions are of
+                the generated ones among them; beyond the frames which the part needs at this step they mean nothing.
+            cache: what earlier parts have evaluated, and what this one evaluates for later ones.
         """
-        plan = self._windows(step)
+        call = self.windows.call(step)
+        numbers: Sequence[int] = range(len(call.jobs)) if part is None else part.jobs[step]
+        start, held = (0, None) if part is None else (part.start, self.windows.held(part))
+        places = None if held is None else {frame: i for i, frame in enumerate(held)}
+        known = {} if cache is None else {n: x for n in numbers if (x := cache.get(step, n)) is not None}
         b, _, _, h, w = latents.shape
-        total = latents.new_zeros(self.branches * b, self.unet.config.out_channels, len(self.generated), h, w)
-        coverage = [0.0] * len(self.generated)
+        length = len(self.generated) if part is None else len(part)
+        total = latents.new_zeros(self.branches * b, self.unet.config.out_channels, length, h, w)
+        coverage = [0.0] * length
+        windows = [window.frames for n in numbers if n not in known for window in call.jobs[n]]
         for _, controls in self._calls:
-            controls.start_step(step, num_steps, [window.frames for window in plan])
+            controls.start_step(step, num_steps, windows, lambda frame: self.windows.group_of(call, frame))
         done = 0
-        for group in self._batches(plan):
-            if self.on_window is not None:
-                self.on_window(done, len(plan))
-            predictions = self._evaluate(latents, timestep, group, done + len(group))
-            for j, window in enumerate(group):
-                weights = fusion_weights(len(window.generated), self.options.windows).tolist()
-                _accumulate(total, coverage, predictions[:, j], window, weights)
-            done += len(group)
+        for number in numbers:
+            if number not in known:
+                job = call.jobs[number]
+                if self.on_window is not None:
+                    self.on_window(done, len(windows))
+                done += len(job)
+                values = self._evaluate(latents, timestep, job, done, places)
+                prediction = Prediction(*self.windows.weights(job), values)
+                if part is not None and cache is not None:
+                    cache.keep(step, number, prediction, part.keep_from)
+            else:
+                prediction = known[number]
+            prediction.add(total, coverage, start)
         if self.on_window is not None:
-            self.on_window(done, len(plan))
+            self.on_window(done, len(windows))
         if any(x != 1.0 for x in coverage):
-            total = total / total.new_tensor(coverage)[:, None, None]
+            # what no window of the part's cone holds is not needed
+            total = total / total.new_tensor([x or 1.0 for x in coverage])[:, None, None]
         return total
+
+    def forget_before(self, frame: int) -> None:
+        """Drops what is kept of the generated frames before this one."""
+        first = self.generated[frame] if frame < len(self.generated) else self.windows.num_frames
+        for _, controls in self._calls:
+            controls.keep(lambda i: i >= first or i in self.windows.condition_frames)
 
     def _prepare(self, num_frames: int) -> None:
         """Constants for windows of a length not seen before in this clip."""
@@ -142,41 +160,15 @@ class ClipDenoiser:
             for clip, _ in self._calls:
                 self.unet.prepare(clip, num_frames, motion_speed=self.options.motion_speed, branches=self._shared)
 
-    def _windows(self, step: int) -> list[_Window]:
-        if self._plan is None or self._shifting:
-            windows = context_windows(len(self.generated), self.options.windows, step)
-            self._plan = [self._placed(window) for window in windows]
-        return self._plan
-
-    def _placed(self, window: list[int]) -> _Window:
-        frames = place_condition_frames([self.generated[i] for i in window], self.condition_frames)
-        conditions = set(self.condition_frames)
-        return _Window(
-            window,
-            frames,
-            tuple(i for i, frame in enumerate(frames) if frame in conditions),
-            [i for i, frame in enumerate(frames) if frame not in conditions],
-        )
-
-    def _batches(self, plan: list[_Window]) -> Iterator[list[_Window]]:
-        """Neighbouring windows of the same layout, up to `windows_per_call` at a time."""
-        group: list[_Window] = []
-        for window in plan:
-            same = group and (len(group[0].frames), group[0].condition_positions) == (
-                len(window.frames),
-                window.condition_positions,
-            )
-            if group and (not same or len(group) == self.options.windows_per_call):
-                yield group
-                group = []
-            group.append(window)
-        yield group
-
-    def _evaluate(self, latents: Tensor, timestep: Tensor, group: list[_Window], done: int) -> Tensor:
-        """Predictions `(branches * b, windows, c, t, h, w)` for a group of windows, `done` with it in this step."""
+    def _evaluate(
+        self, latents: Tensor, timestep: Tensor, job: Sequence[Window], done: int, places: Mapping[int, int] | None
+    ) -> Tensor:
+        """Predictions `(branches * b, c, frames, h, w)` for the generated frames of a job's windows, one after the
+        other; `done` counts the windows of this step up to its last."""
         dtype = next(self.unet.parameters()).dtype
-        frames = [window.frames for window in group]
-        sample = torch.stack([gather_frames(latents, window) for window in frames], dim=1)  # (b, windows, c, t, h, w)
+        frames = [window.frames for window in job]
+        held = frames if places is None else [[places[frame] for frame in window] for window in frames]
+        sample = torch.stack([take_frames(latents, window, dim=2) for window in held], dim=1)
         outputs = []
         self._prepare(len(frames[0]))
         for clip, controls in self._calls:
@@ -187,15 +179,17 @@ class ClipDenoiser:
                 rearrange(batch, "b windows c t h w -> (b windows) c t h w").to(dtype),
                 timestep,
                 clip.at_frames(frames),
-                condition_frames=group[0].condition_positions,
+                condition_frames=job[0].condition_positions,
                 motion_speed=self.options.motion_speed,
-                control=controls.residuals(latents, timestep, frames, done),
+                control=controls.residuals(latents, timestep, frames, done, places),
                 skip_temporal=self.options.skip_temporal,
                 branches=self._shared,
             )
             out = rearrange(out, "(b windows) c t h w -> b windows c t h w", b=clip.rows)
             outputs.append(out.to(sample.dtype))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        generated = [take_frames(out[:, i], window.generated_positions, dim=2) for i, window in enumerate(job)]
+        return generated[0] if len(generated) == 1 else torch.cat(generated, dim=2)
 
 
 def _branches_start_alike(clip: ClipConditions, branches: int) -> bool:
@@ -204,24 +198,3 @@ def _branches_start_alike(clip: ClipConditions, branches: int) -> bool:
         return True
     first, *others = clip.reference.down[0].chunk(branches)
     return all(torch.equal(first, other) for other in others)
-
-
-def _accumulate(
-    total: Tensor, coverage: list[float], prediction: Tensor, window: _Window, weights: Sequence[float]
-) -> None:
-    """Adds a window's weighted prediction `(rows, c, t, h, w)` to the frames it belongs to."""
-    for position, frame, weight in zip(window.generated_positions, window.generated, weights, strict=True):
-        total[:, :, frame].add_(prediction[:, :, position], alpha=weight)
-        coverage[frame] += weight
-
-
-def gather_frames(x: Tensor, frames: Sequence[int]) -> Tensor:
-    """Frames of `x (b, c, t, h, w)` in the given order, by slices of neighbours instead of index tensors."""
-    runs: list[list[int]] = []
-    for frame in frames:
-        if runs and frame == runs[-1][-1] + 1:
-            runs[-1].append(frame)
-        else:
-            runs.append([frame])
-    parts = [x[:, :, run[0] : run[-1] + 1] for run in runs]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)

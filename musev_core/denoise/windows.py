@@ -50,6 +50,59 @@ class WindowOptions:
             raise MuseVError(f"window shift must be at least 0 frames, got {self.shift}")
 
 
+@dataclass(frozen=True)
+class Window:
+    """The frames of one call of the network, condition frames in their places.
+
+    Args:
+        generated: its numbers among the generated frames.
+        frames: its numbers in the clip, in the order in which the network sees them.
+        condition_positions, generated_positions: where in `frames` the condition frames and the others stand.
+    """
+
+    generated: tuple[int, ...]
+    frames: tuple[int, ...]
+    condition_positions: tuple[int, ...]
+    generated_positions: tuple[int, ...]
+
+    @property
+    def layout(self) -> tuple[int, tuple[int, ...]]:
+        """Windows of one layout may go through the network together."""
+        return len(self.frames), self.condition_positions
+
+    def add(self, total: Tensor, prediction: Tensor, weights: Sequence[float], dim: int) -> None:
+        """Adds the weighted prediction of the generated frames to `total`, which holds the whole clip.
+
+        A number goes to the device as part of an addition; a tensor of them would have to be copied there first.
+        """
+        for position, weight in zip(self.generated_positions, weights, strict=True):
+            total.select(dim, self.frames[position]).add_(prediction.select(dim, position), alpha=weight)
+
+
+def placed(generated: Sequence[int], clip_frames: Sequence[int], condition_frames: Sequence[int]) -> Window:
+    """A window over `generated` frames, whose numbers in the clip are in `clip_frames`, with all condition frames."""
+    frames = place_condition_frames([clip_frames[i] for i in generated], condition_frames)
+    conditions = set(condition_frames)
+    return Window(
+        tuple(generated),
+        tuple(frames),
+        tuple(i for i, frame in enumerate(frames) if frame in conditions),
+        tuple(i for i, frame in enumerate(frames) if frame not in conditions),
+    )
+
+
+def take_frames(x: Tensor, places: Sequence[int], dim: int) -> Tensor:
+    """The frames at `places` of an axis in this order, by slices of neighbours instead of index tensors."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    parts = [x.narrow(dim, run[0], len(run)) for run in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
 def context_windows(num_frames: int, options: WindowOptions, step: int = 0) -> list[list[int]]:
     """The windows of one step, as frame numbers 0..num_frames-1; every frame is in at least one."""
     if num_frames < 1:

@@ -1,11 +1,13 @@
 """ControlNets inside context windows: every window gets the hints of its own frames."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management
 from torch import Tensor
 
+from ...musev_core.denoise.windows import take_frames
 from ...musev_core.errors import MuseVError
 
 
@@ -45,7 +47,7 @@ class ControlSlices:
     """The controls of one window. One copy per control and window serves both guidance branches: ComfyUI batches only
     conditionings with the same control object."""
 
-    def __init__(self, cache: ControlCache, frames: list[int], num_frames: int):
+    def __init__(self, cache: ControlCache, frames: Sequence[int], num_frames: int):
         self.cache = cache
         self.frames = frames
         self.num_frames = num_frames
@@ -83,7 +85,7 @@ class ControlSlices:
     def _cut(self, control: Any) -> Any:
         copied = copy.copy(control)  # .copy() of ComfyUI loses the prepared state
         if hasattr(control, "sub_idxs"):  # Advanced-ControlNet cuts by itself
-            copied.sub_idxs = self.frames
+            copied.sub_idxs = list(self.frames)
             copied.full_latent_length = self.num_frames
             copied.context_length = len(self.frames)
             return copied
@@ -94,4 +96,4 @@ class ControlSlices:
         return copied
 
     def _of_frames(self, x: Any) -> Any:
-        return x[self.frames] if isinstance(x, Tensor) and x.shape[0] == self.num_frames > 1 else x
+        return take_frames(x, self.frames, dim=0) if isinstance(x, Tensor) and x.shape[0] == self.num_frames > 1 else x

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from ...musev_core.config import UNetConfig
 from ...musev_core.denoise.guidance import guidance_schedule
 from ...musev_core.denoise.noise import VideoNoise, image_based_noise
+from ...musev_core.denoise.parts import ClipWindows
+from ...musev_core.denoise.windows import Window, take_frames
 from ...musev_core.models.conditions import ClipConditions
 from . import patches, wrappers
 from .control import ControlCache
@@ -20,14 +23,6 @@ from .schedules import fractional_time
 from .view import View
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Window:
-    """The frames of one call: numbers in the clip, condition frames placed, and where these stand."""
-
-    frames: list[int]
-    condition_positions: tuple[int, ...]
 
 
 @dataclass(eq=False)
@@ -75,11 +70,15 @@ class RunState:
             raise RuntimeError("a MuseV run without a motion model")
         return motion
 
+    @cached_property
+    def windows(self) -> ClipWindows:
+        """The clip's context windows at every step."""
+        return ClipWindows(self.num_frames, self.condition_frames, self.options.windows)
+
     @property
     def generated(self) -> list[int]:
         """Numbers of the frames which are no condition frames."""
-        conditions = set(self.condition_frames)
-        return [i for i in range(self.num_frames) if i not in conditions]
+        return self.windows.generated
 
     def __deepcopy__(self, memo: dict) -> "RunState":
         return self  # ComfyUI copies transformer options
@@ -227,7 +226,7 @@ class RunState:
     def _strength(self, window: Window) -> float | Tensor | None:
         motion = self.motion
         if motion.frame_strength is not None:
-            return motion.frame_strength.expand(self.num_frames)[window.frames] * motion.strength
+            return take_frames(motion.frame_strength.expand(self.num_frames), window.frames, dim=0) * motion.strength
         return None if motion.strength == 1 else motion.strength
 
     def _clip(
@@ -249,7 +248,7 @@ class RunState:
         reference, prompt, face = self.options.reference, self.options.image_prompt, self.options.face
         mask = None
         if prompt is not None and prompt.mask is not None and window is not None:
-            mask = prompt.mask if len(prompt.mask) == 1 else prompt.mask[window.frames]
+            mask = prompt.mask if len(prompt.mask) == 1 else take_frames(prompt.mask, window.frames, dim=0)
         return clip.adjusted(
             reference_scale=self._scale(reference and (reference.strength, reference.span), sigma),
             image_scale=self._scale(prompt and (prompt.weight, prompt.span), sigma),

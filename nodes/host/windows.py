@@ -12,12 +12,12 @@ import torch
 from comfy.context_windows import ContextHandlerABC
 from torch import Tensor
 
-from ...musev_core.denoise.windows import context_windows, fusion_weights, place_condition_frames
+from ...musev_core.denoise.windows import fusion_weights, take_frames
 from ...musev_core.errors import MuseVError
 from . import wrappers
 from .control import ControlSlices, check_hints
 from .options import KEY
-from .runstate import RunState, Window
+from .runstate import RunState
 
 
 def run_of(model_options: dict[str, Any]) -> RunState | None:
@@ -74,23 +74,19 @@ class MuseVContextHandler(ContextHandlerABC):
         _look_at(run, conds, model_options)
         if x_in.shape[0] != run.num_frames:
             raise wrappers.wrong_batch(run.around, f"{x_in.shape[0]} frames", f"the {run.num_frames} of the clip")
-        options = run.options.windows
-        generated = run.generated
-        windows = context_windows(len(generated), options, run.step(sigma))
+        jobs = run.windows.call(run.step(sigma)).jobs
         scale = model.model_sampling.calculate_input(timestep[:1], torch.ones_like(x_in[:1, :1, :1, :1]))
         totals = [torch.zeros_like(x_in) for _ in conds]
-        coverage = x_in.new_zeros(x_in.shape[0], 1, 1, 1)
+        coverage = [0.0] * x_in.shape[0]
         try:
-            for number, members in enumerate(windows):
+            for number, (window,) in enumerate(jobs):
                 comfy.model_management.throw_exception_if_processing_interrupted()
-                clip_frames = [generated[i] for i in members]
-                frames = place_condition_frames(clip_frames, run.condition_frames)
-                run.window = Window(frames, _positions(frames, run.condition_frames))
-                x = x_in[frames]
+                frames, run.window = window.frames, window
+                x = take_frames(x_in, frames, dim=0).clone()
                 if run.clean is not None:
                     # clean and unscaled once ComfyUI has scaled it, for the UNet and for every ControlNet
-                    given = [run.condition_frames.index(frames[i]) for i in run.window.condition_positions]
-                    x[list(run.window.condition_positions)] = (run.clean[given] / scale).to(x)
+                    for i in window.condition_positions:
+                        x[i] = (run.clean[run.condition_frames.index(frames[i])] / scale).to(x)
                 with ControlSlices(run.controls, frames, run.num_frames) as controls:
                     sliced = [
                         None if cond is None else [_sliced(c, frames, run.num_frames, controls) for c in cond]
@@ -98,19 +94,23 @@ class MuseVContextHandler(ContextHandlerABC):
                     ]
                     options_here = _announced(model_options, frames, run.num_frames)
                     run.called = False
-                    outputs = calc_cond_batch(model, sliced, x, timestep[frames], options_here)
+                    outputs = calc_cond_batch(model, sliced, x, take_frames(timestep, frames, dim=0), options_here)
                     # without anything around it, no conditioning acts at this noise level
                     if run.around and not run.called:
                         raise wrappers.no_call(run.around)
-                weights = fusion_weights(len(members), options).to(x_in)
-                _add(totals, coverage, outputs, frames, clip_frames, weights)
-                run.progress(number, len(windows), sigma)
+                weights = fusion_weights(len(window.generated), run.options.windows).tolist()
+                for total, output in zip(totals, outputs, strict=True):
+                    window.add(total, output, weights, dim=0)
+                for position, weight in zip(window.generated_positions, weights, strict=True):
+                    coverage[frames[position]] += weight
+                run.progress(number, len(jobs), sigma)
         finally:
             run.window = None
         for total in totals:
-            total /= coverage.clamp(min=1e-30)
+            total /= total.new_tensor([x or 1.0 for x in coverage])[:, None, None, None]
             if run.clean is not None:
-                total[list(run.condition_frames)] = run.clean.to(total)
+                for frame, clean in zip(run.condition_frames, run.clean, strict=True):
+                    total[frame] = clean.to(total)
         return totals
 
 
@@ -165,35 +165,14 @@ def _is_pictured(run: RunState, index: int, some: list[dict] | None) -> bool:
     return index == 0
 
 
-def _positions(frames: Sequence[int], condition_frames: Sequence[int]) -> tuple[int, ...]:
-    conditions = set(condition_frames)
-    return tuple(i for i, frame in enumerate(frames) if frame in conditions)
-
-
-def _announced(model_options: dict[str, Any], frames: list[int], num_frames: int) -> dict[str, Any]:
+def _announced(model_options: dict[str, Any], frames: Sequence[int], num_frames: int) -> dict[str, Any]:
     """The window as other packs read it (IPAdapter_plus, Advanced-ControlNet)."""
-    window = {"sub_idxs": frames, "full_length": num_frames, "context_length": len(frames)}
+    window = {"sub_idxs": list(frames), "full_length": num_frames, "context_length": len(frames)}
     options = {**model_options.get("transformer_options", {}), "ad_params": window}
     return {**model_options, "transformer_options": options}
 
 
-def _add(
-    totals: list[Tensor],
-    coverage: Tensor,
-    outputs: list[Tensor],
-    frames: list[int],
-    clip_frames: list[int],
-    weights: Tensor,
-) -> None:
-    where = {frame: i for i, frame in enumerate(frames)}
-    positions = [where[frame] for frame in clip_frames]
-    weights = weights[:, None, None, None]
-    for total, output in zip(totals, outputs, strict=True):
-        total.index_put_((torch.tensor(clip_frames, device=total.device),), output[positions] * weights, True)
-    coverage.index_put_((torch.tensor(clip_frames, device=coverage.device),), weights.to(coverage), True)
-
-
-def _sliced(cond: dict[str, Any], frames: list[int], num_frames: int, controls: Any = None) -> dict[str, Any]:
+def _sliced(cond: dict[str, Any], frames: Sequence[int], num_frames: int, controls: Any = None) -> dict[str, Any]:
     """A copy of a conditioning for some frames: everything with one row per frame of the clip is cut."""
     new = dict(cond)
     for name, value in cond.items():
@@ -206,7 +185,7 @@ def _sliced(cond: dict[str, Any], frames: list[int], num_frames: int, controls: 
     return new
 
 
-def _cut_cond(entry: Any, frames: list[int], num_frames: int) -> Any:
+def _cut_cond(entry: Any, frames: Sequence[int], num_frames: int) -> Any:
     tensor = getattr(entry, "cond", None)
     if not isinstance(tensor, Tensor):
         return entry
@@ -214,5 +193,5 @@ def _cut_cond(entry: Any, frames: list[int], num_frames: int) -> Any:
     return entry if cut is tensor else entry._copy_with(cut)
 
 
-def _cut(x: Tensor, frames: list[int], num_frames: int) -> Tensor:
-    return x[frames] if x.ndim > 0 and x.shape[0] == num_frames and num_frames > 1 else x
+def _cut(x: Tensor, frames: Sequence[int], num_frames: int) -> Tensor:
+    return take_frames(x, frames, dim=0) if x.ndim > 0 and x.shape[0] == num_frames and num_frames > 1 else x
