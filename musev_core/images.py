@@ -1,7 +1,7 @@
 """Pictures: crop, resize, and the forms the VAE, CLIP and the eye want them in."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -263,6 +263,17 @@ def match_histograms(frames: torch.Tensor, target: torch.Tensor) -> torch.Tensor
         for c in range(3):
             matched[i, ..., c] = _histogram_map(frame[..., c], picture[..., c])[frame[..., c]]
     return torch.from_numpy(matched).to(frames.device).float() / 255
+
+
+def matched_to_first(parts: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Frames, a few at a time, with the histogram of the first of them; see `match_histograms`."""
+    first: torch.Tensor | None = None
+    for part in parts:
+        if first is None:
+            first, part = part[:1], part[1:]
+            yield first
+        if len(part):
+            yield match_histograms(part, first).to(part.dtype)
 
 
 def _histogram_map(source: np.ndarray, target: np.ndarray) -> np.ndarray:

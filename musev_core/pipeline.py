@@ -24,7 +24,7 @@ from .denoise.schedulers import SchedulerConfig, VideoScheduler, check_steps, sc
 from .denoise.windows import take_frames
 from .encoders import FacePromptEncoder, ImagePromptEncoder, encode_latents
 from .errors import Cancelled, MuseVError
-from .images import match_histograms
+from .images import matched_to_first
 from .models.compilation import compile_network
 from .models.conditions import ClipConditions
 from .text import encode_prompts
@@ -72,6 +72,7 @@ class SamplingOptions:
         return guidance_schedule(self.guidance_scale, self.guidance_end, self.guidance_method, self.num_steps)
 
 
+PART = 48  # generated frames of a part of a long video
 FIRST_FRAME = SamplingOptions(
     num_steps=30,
     guidance_scale=7.5,
@@ -275,16 +276,8 @@ class VideoResult:
             decoder: another than the pipeline's VAE, e.g. a fast TAESD for a look.
             dtype: precision; default: what is safe, see `musev_core.decoding`.
         """
-        first: Tensor | None = None
-        for part in decode_latents(decoder or self.vae, self.latents, batch=batch, dtype=dtype):
-            if self.match_histogram:
-                if first is None:
-                    first, part = part[:1], part[1:]
-                    yield first
-                if len(part):
-                    yield match_histograms(part, first).to(part.dtype)
-            else:
-                yield part
+        frames = decode_latents(decoder or self.vae, self.latents, batch=batch, dtype=dtype)
+        return matched_to_first(frames) if self.match_histogram else frames
 
     def video(self, **options: Any) -> Tensor:
         """All frames `(frames, H, W, 3)` in 0..1; `options` as for `frames`."""
@@ -568,6 +561,34 @@ class MuseVPipeline:
             Cancelled: the observer asked to stop.
         """
         return self.generate(VideoRequest(prompt=prompt, **request), seed=seed, observer=observer)
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        seed: int | None = None,
+        observer: Observer | None = None,
+        length: int | None = PART,
+        batch: int | None = None,
+        decoder: LatentDecoder | None = None,
+        dtype: torch.dtype | None = None,
+        **request: Any,
+    ) -> Iterator[Tensor]:
+        """Frames `(k, H, W, 3)` in 0..1 of a video as they are ready, the first ones while later ones are still noise.
+
+        They are those of `pipeline(prompt, ...).video()`; what is kept in memory of networks' answers, latents and
+        frames does not grow with the video.
+
+        Args:
+            length: generated frames of a part, at least 1; None: a shot at once. The first of short parts comes sooner:
+                with windows of 12 that share 4, and 10 steps, 8 frames wait for 55 evaluations of a window, 48 for 105.
+            batch, decoder, dtype: see `VideoResult.frames`; request: the fields of `VideoRequest`.
+
+        Raises:
+            MuseVError: as `__call__`, before the first frame is asked for.
+        """
+        plan = self.plan(VideoRequest(prompt=prompt, **request), seed=seed, observer=observer)
+        return plan.stream(length, batch=batch, decoder=decoder, dtype=dtype)
 
     @torch.no_grad()
     def generate(

@@ -1,4 +1,4 @@
-"""Progress bars for a terminal: loading, steps and windows, writing."""
+"""Progress bars for a terminal: loading, steps and windows, frames."""
 
 import logging
 import sys
@@ -18,6 +18,7 @@ class TerminalProgress:
     def __init__(self) -> None:
         self._bar: Any = None
         self._run = ""
+        self._counts_frames = False
 
     def loading(self, name: str) -> None:
         """A network is about to be loaded."""
@@ -28,17 +29,25 @@ class TerminalProgress:
 
         def window(run: str, step: int, done: int, total: int) -> None:
             if run != self._run:
-                steps = num_steps["first frame" if run == "first frame" else "video"]
-                self._open(run, steps * total)
+                if self._counts_frames:
+                    log.debug("%s", run)
+                else:
+                    steps = num_steps["first frame" if run == "first frame" else "video"]
+                    self._open(run, steps * total)
                 self._run = run
-            self._bar.n = step * total + done
-            self._bar.set_postfix_str(f"step {step + 1}, window {min(done + 1, total)}/{total}")
+            at = f"step {step + 1}, window {min(done + 1, total)}/{total}"
+            if self._counts_frames:
+                self._bar.set_postfix_str(f"{run}: {at}")
+            else:
+                self._bar.n = step * total + done
+                self._bar.set_postfix_str(at)
 
         return Observer(on_window=window)
 
     def writing(self, parts: Iterable[Tensor], total: int) -> Iterator[Tensor]:
-        """Passes frames on while counting them."""
-        self._open("decoding and writing", total)
+        """Passes frames on while counting them; the runs of the pipeline are told beside the count."""
+        self._open(f"making {total} frames", total)
+        self._counts_frames = True
         for part in parts:
             yield part
             self._bar.update(len(part))
@@ -48,7 +57,7 @@ class TerminalProgress:
         """Ends the present bar."""
         if self._bar is not None:
             self._bar.close()
-        self._bar, self._run = None, ""
+        self._bar, self._run, self._counts_frames = None, "", False
 
     def _open(self, title: str, total: int) -> None:
         from tqdm import tqdm

@@ -1,17 +1,19 @@
 """The course of a whole video: first frame, then shots which continue each other (musev.md 5, extra.md 2.2)."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .decoding import LatentDecoder, decode_latents, decoding_dtype, fitting_batch
 from .denoise.control import Control
 from .denoise.noise import VideoNoise
-from .encoders import decode_latents, encode_latents
+from .encoders import encode_latents
 from .errors import MuseVError
-from .images import check_frames, fit_images, fit_video, target_size, to_uint8
+from .images import check_frames, fit_images, fit_video, matched_to_first, target_size, to_uint8
 
 if TYPE_CHECKING:
     from .pipeline import ControlInput, MuseVPipeline, Observer, PictureNetwork, VideoRequest, VideoResult
@@ -21,7 +23,7 @@ DEFAULT_NUM_FRAMES = 12  # the released models' window
 
 
 class ShotRunner:
-    """Makes one video. Everything is checked on construction, before the first network runs.
+    """Makes one video, once. Everything is checked on construction, before the first network runs.
 
     A *driving* video gives frames of the timeline: pictures to start from, or control maps. The timeline counts the
     frames of the result.
@@ -257,29 +259,91 @@ class ShotRunner:
 
     # ------------------------------------------------------------------------------------------ the work
 
-    @torch.no_grad()
+    @property
+    def num_frames(self) -> int:
+        """Frames of the whole video."""
+        return self._timeline
+
     def run(self) -> "VideoResult":
         """The whole video."""
         from .pipeline import VideoResult
 
+        return VideoResult(torch.cat(list(self.parts()), dim=1), self.pipeline.vae, self.request.match_histogram)
+
+    def stream(
+        self,
+        length: int | None,
+        *,
+        batch: int | None = None,
+        decoder: LatentDecoder | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[Tensor]:
+        """Frames `(k, H, W, 3)` in 0..1 as they are ready, the first ones while later ones are still noise.
+
+        They are decoded in the groups in which `VideoResult.frames` decodes them, whatever the parts are.
+
+        Args:
+            length: generated frames of a part; None: a shot at once.
+            batch, decoder, dtype: see `VideoResult.frames`.
+
+        Raises:
+            MuseVError: there are no such parts, or their noise is drawn at once.
+        """
+        if length is not None and length < 1:
+            raise MuseVError(f"a part must have at least 1 frame, got {length}")
+        if length is not None and self.request.sampling.noise.draw == "original":
+            raise MuseVError(
+                "the original draws the noise of a whole clip at once; for a video in parts take the draw 'frames'"
+            )
+        vae: Any = decoder or self.pipeline.vae
+        precision = dtype or decoding_dtype(vae)
+        at_once = batch or fitting_batch(vae, self.height, self.width, precision)
+
+        def decoded() -> Iterator[Tensor]:
+            waiting: Tensor | None = None
+            for latents in self.parts(length):
+                waiting = latents if waiting is None else torch.cat([waiting, latents], dim=1)
+                ready = waiting.shape[1] // at_once * at_once
+                yield from decode_latents(vae, waiting[:, :ready], batch=at_once, dtype=precision)
+                waiting = waiting[:, ready:]
+            if waiting is not None:
+                yield from decode_latents(vae, waiting, batch=at_once, dtype=precision)
+
+        return matched_to_first(decoded()) if self.request.match_histogram else decoded()
+
+    @torch.no_grad()
+    def parts(self, length: int | None = None) -> Iterator[Tensor]:
+        """Latents `(4, frames, h, w)` of the video, part after part; None: every shot at once."""
         r = self.request
         condition = first_condition = self._first_frame()
-        latents = self._shot(0, condition, self.places, list(range(self.num_first + self.lengths[0])))
-        shots, start = [latents], latents.shape[2]
-        for k, length in enumerate(self.lengths[1:], 1):
-            before: list[int] = []
-            if self.has_condition and r.fixed_condition:
-                condition, before = first_condition, self.places
-            elif self.has_condition:
-                condition = latents[:, :, -r.num_condition_frames :]
-                before = list(range(start - condition.shape[2], start))
-            self._move_references(latents)
-            latents = self._shot(k, condition, list(range(len(before))), before + list(range(start, start + length)))
-            shots.append(latents[:, :, len(before) :])
-            start += length
-        return VideoResult(torch.cat(shots, dim=2)[0].cpu(), self.pipeline.vae, r.match_histogram)
+        places, before = self.places, 0
+        timeline = list(range(self.num_first + self.lengths[0]))
+        start, last = len(timeline), torch.empty(0)
+        for k in range(len(self.lengths)):
+            if k > 0:
+                taken: list[int] = []
+                if self.has_condition and r.fixed_condition:
+                    condition, taken = first_condition, self.places
+                elif self.has_condition:
+                    condition = last
+                    taken = list(range(start - last.shape[2], start))
+                self._move_references(last)
+                places, before = list(range(len(taken))), len(taken)
+                timeline = taken + list(range(start, start + self.lengths[k]))
+                start += self.lengths[k]
+            done, seen = 0, []
+            for latents in self._shot(k, condition, places, timeline, length):
+                seen.append(latents)
+                last = torch.cat(seen, dim=2)[:, :, -max(r.num_condition_frames, 1) :]
+                seen = [last]
+                new = latents[:, :, max(before - done, 0) :]
+                done += latents.shape[2]
+                if new.shape[2]:
+                    yield new[0].cpu()
 
-    def _shot(self, k: int, condition: Tensor | None, places: list[int], timeline: list[int]) -> Tensor:
+    def _shot(
+        self, k: int, condition: Tensor | None, places: list[int], timeline: list[int], length: int | None
+    ) -> Iterator[Tensor]:
         """One run of the loop over frames `timeline` of the result, with condition frames at `places` among them."""
         from .pipeline import ClipInputs
 
@@ -304,7 +368,9 @@ class ShotRunner:
             **self._picture_inputs(),
         )
         run = "video" if len(self.lengths) == 1 else f"shot {k + 1}/{len(self.lengths)}"
-        return self.pipeline.sample(inputs, sampling, noise=self.noise, observer=self.observer, run=run)
+        return self.pipeline.sample_parts(
+            inputs, sampling, length=length, noise=self.noise, observer=self.observer, run=run
+        )
 
     def _picture_inputs(self, **wanted: bool) -> dict[str, Any]:
         """The pictures as one run takes them, those of a single video."""
@@ -364,7 +430,7 @@ class ShotRunner:
                 self.pictures[name] = frames
 
     def _move_references(self, latents: Tensor) -> None:
-        """Pictures which are not fixed follow the last frames of the shot before."""
+        """Pictures which are not fixed follow `latents`, the last frames of the shot before."""
         r = self.request
         fixed = {
             "reference_image": r.fixed_reference,
@@ -374,7 +440,7 @@ class ShotRunner:
         moving = [name for name, use in self.uses.items() if use and not fixed[name]]
         if not self.has_condition or not moving:
             return
-        frames = self._decode(latents[:, :, -r.num_condition_frames :])
+        frames = self._decode(latents)
         for name in moving:
             self.pictures[name] = frames
 

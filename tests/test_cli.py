@@ -7,10 +7,12 @@ import pytest
 import torch
 from support import published
 
+import musev_core.pipeline
 from musev_core.cli import main
 from musev_core.image_files import load_image, save_image
+from musev_core.models.unet import MuseVUNet
 from musev_core.tasks.dead import DEAD_PARAMETERS
-from musev_core.video import read_video, write_video
+from musev_core.video import VideoWriter, read_video, write_video
 from musev_core.weights.published import PUBLISHED
 
 
@@ -66,6 +68,42 @@ def test_image_to_video_writes_condition_and_generated_frames(disk, tmp_path, ca
     assert str(path) in capsys.readouterr().out
     video = read_video(path)
     assert video.frames.shape == (4, 64, 64, 3) and video.fps == 4
+
+
+def test_frames_are_written_while_later_ones_are_still_noise(disk, tmp_path, monkeypatch):
+    calls, written = [], []
+    forward, write = MuseVUNet.forward, VideoWriter.write
+
+    def counted(net, *args, **kwargs):
+        calls.append(1)
+        return forward(net, *args, **kwargs)
+
+    def watched(writer, frames):
+        written.append(len(calls))
+        write(writer, frames)
+
+    monkeypatch.setattr(MuseVUNet, "forward", counted)
+    monkeypatch.setattr(VideoWriter, "write", watched)
+    monkeypatch.setattr(musev_core.pipeline, "PART", 4)
+    task = image_task(disk).replace("time_size: 3", "time_size: 24")
+    assert run(disk, tmp_path, task, "--context_frames", "6", "--context_overlap", "2") == 0
+    (path,) = results(tmp_path)
+    assert len(read_video(path).frames) == 25
+    assert written[0] < written[-1] == len(calls)
+
+
+def test_a_name_that_is_taken_is_found_before_the_work(disk, tmp_path, monkeypatch, capsys):
+    assert run(disk, tmp_path, image_task(disk)) == 0
+    (path,) = results(tmp_path)
+    path.unlink()
+    folder = path.with_suffix("")
+    folder.mkdir()
+    (folder / "0000.png").write_bytes(b"mine")
+    monkeypatch.setattr(MuseVUNet, "forward", None)  # would end the run otherwise
+    assert run(disk, tmp_path, image_task(disk), "--save_images") == 1
+    said = capsys.readouterr().err
+    assert folder.name in said and "exists already" in said
+    assert results(tmp_path) == [folder] and (folder / "0000.png").read_bytes() == b"mine"
 
 
 def test_existing_results_are_skipped_and_overwritten_only_on_request(disk, tmp_path, caplog):

@@ -195,7 +195,7 @@ def shown(disk: Path, **fields: Any) -> torch.Tensor:
     task = load(disk, **VIDEO, **fields)
     asked = replace(request(disk, **VIDEO), sampling=SamplingOptions(num_steps=1, guidance_scale=1))
     shots = pipeline().plan(asked, seed=0)
-    return torch.cat(list(result_frames(task, shots, shots.run())))
+    return torch.cat(list(result_frames(task, shots, shots.stream(None))))
 
 
 def test_source_and_control_maps_stand_beside_the_result(disk):

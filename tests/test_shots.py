@@ -11,7 +11,9 @@ import torch
 from support import golden_models as models
 from support.numbers import det_image
 
+from musev_core.decoding import CPU_BATCH
 from musev_core.denoise.denoiser import DenoiserOptions
+from musev_core.denoise.noise import NoiseOptions
 from musev_core.denoise.windows import WindowOptions
 from musev_core.encoders import ImagePromptEncoder, decode_latents, encode_latents
 from musev_core.errors import Cancelled, MuseVError
@@ -40,10 +42,12 @@ class RecordingPipeline(MuseVPipeline):
         super().__init__(**parts)
         self.runs: list[Any] = []
 
-    def sample(self, inputs, options, **given):
-        latents = super().sample(inputs, options, **given)
-        self.runs.append(Run(inputs, options, given["run"], latents))
-        return latents
+    def sample_parts(self, inputs, options, **given):
+        parts = []
+        for part in super().sample_parts(inputs, options, **given):
+            parts.append(part)
+            yield part
+        self.runs.append(Run(inputs, options, given["run"], torch.cat(parts, dim=2)))
 
 
 class Run:
@@ -538,6 +542,53 @@ def test_the_same_seed_gives_the_same_video():
     one = make(**request, seed=5)
     assert torch.equal(make(**request, seed=5).latents, one.latents)
     assert_different(make(**request, seed=6).latents[:, 1:], one.latents[:, 1:])
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"image": picture(), "num_frames": 13},
+        {"image": picture(), "num_frames": 7, "num_shots": 3, "num_condition_frames": 2, "match_histogram": True},
+        {"image": picture(n=2), "num_frames": 6, "num_shots": 2, "fixed_condition": True, "condition_frames": [3, 0]},
+        {"video": picture("video", 14), "video_strength": 0.7},
+        {"num_frames": 6, "num_shots": 2, "num_condition_frames": 0, **SIZE},
+        {"image": picture(), "num_frames": 5, "num_shots": 2, "fixed_reference": False, "fixed_image_prompt": False},
+    ],
+    ids=["picture", "shots", "fixed condition frames", "video", "no condition frames", "moving references"],
+)
+@pytest.mark.parametrize("length", [3, None])
+def test_a_stream_gives_the_frames_of_the_whole_video(request_, length):
+    pipe = make_pipeline("musev_referencenet" if "fixed_reference" in request_ else "musev")
+    given = {"prompt": "a girl sings", "num_frames": None, "sampling": SAMPLING, "first_frame": FIRST, **request_}
+    whole = pipe(seed=3, **given).video()
+    parts = list(pipe.stream(seed=3, length=length, **given))
+    assert torch.equal(torch.cat(parts), whole)
+    assert {len(part) for part in parts[1:-1]} <= {CPU_BATCH, CPU_BATCH - 1}  # the first frame may come by itself
+
+
+def test_the_first_frames_of_a_stream_come_before_the_last_are_begun():
+    pipe = make_pipeline()
+    request = {"image": picture(), "num_frames": 40, "sampling": SAMPLING}
+    with unet_calls(pipe) as calls:
+        stream = pipe.stream("a girl sings", seed=3, length=4, **request)
+        assert not calls
+        next(stream)
+        begun = len(calls)
+        list(stream)
+    assert begun < len(calls) / 2
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"length": 0}, "a part must have at least 1 frame, got 0"),
+        ({"sampling": replace(SAMPLING, noise=NoiseOptions(draw="original"))}, "the noise of a whole clip at once"),
+        ({"num_shots": 0}, "number of shots must be at least 1"),
+    ],
+)
+def test_a_stream_that_cannot_be_is_refused_at_once(given, message):
+    with pytest.raises(MuseVError, match=message):
+        make_pipeline().stream("a girl sings", **SIZE, **given)
 
 
 def test_histogram_matching_is_asked_for_in_the_request():

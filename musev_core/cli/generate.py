@@ -171,6 +171,7 @@ def _run_job(
     options: argparse.Namespace,
     progress: "TerminalProgress",
 ) -> None:
+    from ..pipeline import PART
     from ..tasks.runner import result_frames, video_request, without_unused_pictures
     from ..video import VideoWriter
 
@@ -184,14 +185,14 @@ def _run_job(
     )
     request = without_unused_pictures(request, pipeline.picture_networks())
     steps = {"first frame": request.first_frame.num_steps, "video": request.sampling.num_steps}
-    shots = pipeline.plan(request, seed=seed, observer=progress.observer(steps))
-    result = shots.run()
-    frames = progress.writing(
-        result_frames(task, shots, result, n_cols=options.n_cols, write_info=options.write_info), len(result)
-    )
+    # before the long work, which must not end at a name that is taken
     writers = [VideoWriter(target, fps=task.fps, overwrite=options.overwrite)]
     if options.save_images and target.suffix:
         writers.append(VideoWriter(target.with_suffix(""), fps=task.fps, overwrite=options.overwrite))
+    shots = pipeline.plan(request, seed=seed, observer=progress.observer(steps))
+    stream = shots.stream(None if task.noise_draw == "original" else PART)
+    result = result_frames(task, shots, stream, n_cols=options.n_cols, write_info=options.write_info)
+    frames = progress.writing(result, shots.num_frames)
     try:
         for part in frames:
             for writer in writers:

@@ -16,7 +16,7 @@ from ..denoise.windows import WindowOptions
 from ..errors import MuseVError
 from ..image_files import load_images
 from ..images import fit_images, to_uint8
-from ..pipeline import ControlInput, PictureNetwork, SamplingOptions, VideoRequest, VideoResult
+from ..pipeline import ControlInput, PictureNetwork, SamplingOptions, VideoRequest
 from ..pose.aligned import align_video
 from ..pose.preprocessors import PREPROCESSORS, ControlPreprocessor, check_preprocessor
 from ..shots import ShotRunner
@@ -188,9 +188,9 @@ def _controls(
 
 
 def result_frames(
-    task: Task, shots: ShotRunner, result: VideoResult, *, n_cols: int = 3, write_info: bool = False
+    task: Task, shots: ShotRunner, frames: Iterable[Tensor], *, n_cols: int = 3, write_info: bool = False
 ) -> Iterator[Tensor]:
-    """The frames to write: the result of `shots`, beside it source and control maps if the task asks for them.
+    """The frames to write: those that `shots` makes, beside them source and control maps if the task asks for them.
 
     `n_cols` videos at most stand in a row; `write_info` writes what they are and the frame number into the pictures.
     """
@@ -198,7 +198,7 @@ def result_frames(
     before = [] if source is None else [source]
     beside = [hints.permute(0, 2, 3, 1) for hints in shots.hints] if task.need_return_condition else []
     start = 0
-    for part in result.frames():
+    for part in frames:
         columns = [_rows(x, start, len(part)) for x in before] + [part] + [_rows(x, start, len(part)) for x in beside]
         if write_info:
             names = ["source"] * len(before) + [task.name] + list(task.controlnet_name)

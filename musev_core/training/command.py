@@ -217,7 +217,7 @@ def _sample_videos(
         for task in tasks:
             request = without_unused_pictures(video_request(task), pipeline.picture_networks())
             shots = pipeline.plan(request, seed=recipe.train.seed)
-            frames = to_uint8(torch.cat(list(result_frames(task, shots, shots.run()))))
+            frames = to_uint8(torch.cat(list(result_frames(task, shots, shots.stream(None)))))
             path = write_video(folder / f"{step:07d}-{portable_name(task.name)}.mp4", frames, fps=fps, overwrite=True)
             log.info("sample video: %s", path)
             videos[task.name] = Video(frames, fps)

@@ -1,7 +1,7 @@
 """One function per kind of golden case: what we compute for it (goldens/FORMAT.md 4)."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -443,14 +443,14 @@ def pipeline(goldens: GoldenSet, case: dict) -> Results:
 def shots(goldens: GoldenSet, case: dict) -> Results:
     inputs, pipe = goldens.inputs(case), _pipeline(case)
     results: Results = {}
-    sample = pipe.sample
+    sample_parts = pipe.sample_parts
 
-    def recording(*args: Any, **kwargs: Any) -> Tensor:
-        latents = sample(*args, **kwargs)
+    def recording(*args: Any, **kwargs: Any) -> Iterator[Tensor]:
+        (latents,) = sample_parts(*args, **kwargs)
         results[f"call_{len(results)}_latents"] = latents
-        return latents
+        yield latents
 
-    pipe.sample = recording  # type: ignore[method-assign]
+    pipe.sample_parts = recording  # type: ignore[method-assign]
     sampling = _sampling(case)
     first_frame = replace(
         sampling,
