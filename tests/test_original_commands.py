@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from support import original, published
+from support import faces, original, published
 
 from musev_core.cli import main
 from musev_core.file_names import portable_name
@@ -15,6 +15,8 @@ from musev_core.image_files import load_image
 from musev_core.tasks.files import load_tasks
 from musev_core.tasks.results import frame_size
 from musev_core.video import read_video
+from musev_core.weights.downloaded import FACE_MODELS
+from musev_core.weights.published import sources_of
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +270,45 @@ def test_the_vae_that_was_downloaded_is_the_one_used(disk):
         assert not torch.equal(frames(*PLAIN), before)
     finally:
         shutil.rmtree(folder.parent)
+
+
+def own_place(name: str) -> Path:
+    """Where the first file of a download lies in the original's layout."""
+    return Path("checkpoints") / sources_of([name])[0].original
+
+
+def write_faceid() -> None:
+    published.write_adapter(own_place("faceid"), "faceid", 0)
+    (Path("checkpoints") / FACE_MODELS / "models" / "buffalo_l").mkdir(parents=True, exist_ok=True)
+
+
+NAMED = {
+    "LCM": (
+        lambda: published.write_lora(own_place("lcm"), 0),
+        PLAIN,
+        ("--lcm_model_name", "lcm"),
+    ),
+    "IP-Adapter": (
+        lambda: published.write_adapter(own_place("ip_adapter"), "plain", 0),
+        (*REFERENCED, *original.ENCODER),
+        ("--ip_adapter_model_name", "IPAdapter"),
+    ),
+    "FaceID": (
+        write_faceid,
+        REFERENCED,
+        ("--ip_adapter_face_model_name", "IPAdapterFaceID", "--face_image_path", "data/images/yongen.jpeg"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_network_that_is_called_by_its_name_takes_part(name, monkeypatch):
+    write, given, named = NAMED[name]
+    faces.install(monkeypatch)
+    before = frames(*given)
+    write()
+    assert torch.equal(frames(*given), before)  # what only lies there is not used
+    assert not torch.equal(frames(*given, *named), before)
 
 
 def test_negative_presets_say_which_embeddings_are_missing(disk, caplog):

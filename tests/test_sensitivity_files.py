@@ -1,58 +1,20 @@
 """Every file a pipeline is made of changes what it makes: one row for every field of `ModelFiles` and of its LoRAs."""
 
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from support import golden_models as models
-from support import published
+from support import faces, published
 from support.effects import Result, Row, latents, leaves, put
 from support.numbers import det, det_image
 
 from musev_core.loading import LoraFile, ModelFiles, load_pipeline
 from musev_core.pipeline import SamplingOptions
-from musev_core.weights.keymaps import ip_attention_key_map
-
-NAME = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-
-
-class FaceAnalysis:
-    """Stand-in for insightface's class: one face per picture, known by the picture and by the folder of its files."""
-
-    def __init__(self, *, name: str, root: str, allowed_modules: list[str]):
-        self.own = det(Path(root).name, (16,)).numpy()
-
-    def prepare(self, *, ctx_id: int, det_size: tuple[int, int]) -> None:
-        pass
-
-    def get(self, image: Any) -> list[Any]:
-        return [SimpleNamespace(bbox=(0, 0, 8, 8), normed_embedding=self.own + image.mean() / 255)]
 
 
 @pytest.fixture(autouse=True)
 def insightface(monkeypatch):
-    """The package is not installed here."""
-    app: Any = ModuleType("insightface.app")
-    app.FaceAnalysis = FaceAnalysis
-    monkeypatch.setitem(sys.modules, "insightface", ModuleType("insightface"))
-    monkeypatch.setitem(sys.modules, "insightface.app", app)
-
-
-def write_adapter(path: Path, kind: str, seed: int) -> None:
-    """An IP-Adapter in miniature: its projection, and key and value layers for every attention to the prompt."""
-    unet = models.unet("musev_referencenet", published.SIZE, 0).state_dict()
-    layers = ip_attention_key_map(models.size_config(published.SIZE))
-    tensors = {f"ip_adapter.{n}": det(f"{kind} {n}", unet[name].shape, seed, 0.1) for n, name in layers.items()}
-    tensors |= {f"image_proj.{k}": v for k, v in models.projection(kind, seed).state_dict().items()}
-    published.save(tensors, path)
-
-
-def write_lora(path: Path, seed: int) -> None:
-    names = {f"lora_unet_{NAME}.lora_down.weight": (2, 32), f"lora_unet_{NAME}.lora_up.weight": (32, 2)}
-    published.save({name: det(name, shape, seed) for name, shape in names.items()}, path)
+    faces.install(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +26,9 @@ def disk(tmp_path_factory):
         published.write_musev(folder / "motion", suffix=".safetensors", seed=seed)
         published.write_base(folder / "base", seed=seed)
         published.write_image_encoder(folder / "image_encoder", seed=seed)
-        write_adapter(folder / "ip-adapter.safetensors", "plain", seed)
-        write_adapter(folder / "faceid.safetensors", "faceid", seed)
-        write_lora(folder / "lora.safetensors", seed)
+        published.write_adapter(folder / "ip-adapter.safetensors", "plain", seed)
+        published.write_adapter(folder / "faceid.safetensors", "faceid", seed)
+        published.write_lora(folder / "lora.safetensors", seed)
         (folder / f"faces{seed}" / "models" / "buffalo_l").mkdir(parents=True)
         published.save({"emb_params": det("word", (2, 32), seed)}, folder / "word.safetensors")
     published.write_musev(root / "0" / "motion", arch="musev", suffix=".safetensors")

@@ -48,7 +48,7 @@ VIDEOS = {
     "duffy": ("pose-for-Duffy-4.mp4", "duffy.png"),
 }
 
-_ENCODER = (
+ENCODER = (
     "--vision_clip_extractor_class_name", "ImageClipVisionFeatureExtractor",
     "--vision_clip_model_path", "./checkpoints/IP-Adapter/models/image_encoder",
 )  # fmt: skip
@@ -63,7 +63,7 @@ def _command(base: str, unet: str, target: str, *options: str) -> tuple[str, ...
 
 
 def _networks(reference: str, projection: str) -> tuple[str, ...]:
-    return ("--referencenet_model_name", reference, "--ip_adapter_model_name", projection, *_ENCODER)
+    return ("--referencenet_model_name", reference, "--ip_adapter_model_name", projection, *ENCODER)
 
 
 _REFERENCED = _networks("musev_referencenet", "musev_referencenet")

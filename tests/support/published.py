@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from musev_core.weights.keymaps import is_motion_name, unet_ldm_to_diffusers, vae_ldm_to_diffusers
+from musev_core.weights.keymaps import ip_attention_key_map, is_motion_name, unet_ldm_to_diffusers, vae_ldm_to_diffusers
 
 from . import golden_models as models
 from .letters import letters_tokenizer
+from .numbers import det
 
 SIZE, SEED = "tiny2", 0
+_LORA_LAYER = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 UNET_CONFIG = {"attention_head_dim": 4, "norm_num_groups": 8}
 
 
@@ -114,3 +116,18 @@ def write_image_encoder(folder: Path, *, seed: int = SEED) -> Path:
 def write_controlnet(folder: Path, *, seed: int = SEED) -> Path:
     models.controlnet(SIZE, seed).save_pretrained(folder)
     return folder
+
+
+def write_adapter(path: Path, kind: str, seed: int) -> None:
+    """An IP-Adapter in miniature: its projection, and key and value layers for every attention to the prompt."""
+    unet = models.unet("musev_referencenet", SIZE, 0).state_dict()
+    layers = ip_attention_key_map(models.size_config(SIZE))
+    tensors = {f"ip_adapter.{n}": det(f"{kind} {n}", unet[name].shape, seed, 0.1) for n, name in layers.items()}
+    tensors |= {f"image_proj.{k}": v for k, v in models.projection(kind, seed).state_dict().items()}
+    save(tensors, path)
+
+
+def write_lora(path: Path, seed: int) -> None:
+    """A LoRA of one layer in kohya's names."""
+    names = {f"lora_unet_{_LORA_LAYER}.lora_down.weight": (2, 32), f"lora_unet_{_LORA_LAYER}.lora_up.weight": (32, 2)}
+    save({name: det(name, shape, seed) for name, shape in names.items()}, path)
