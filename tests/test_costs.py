@@ -45,7 +45,8 @@ def test_one_window_stays_within_the_gates(variant):
     assert with_kernels.peak <= 1.4e9
 
 
-@pytest.mark.parametrize("kernels", [pytest.param("off", marks=pytest.mark.slow), "on"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", ["off", "on"])
 def test_split_branches_need_half_the_memory(kernels):
     assert count_case(Case(branches="split"), Options(kernels=kernels)).window.total.peak <= 0.75e9
 

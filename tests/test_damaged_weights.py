@@ -180,7 +180,7 @@ PICKLES = {
 
 
 @pytest.mark.parametrize("name", PICKLES)
-@pytest.mark.parametrize("form", ["zip", "bare", "legacy"])
+@pytest.mark.parametrize("form", ["zip", "bare", pytest.param("legacy", marks=pytest.mark.slow)])
 def test_a_hostile_pickle_is_refused(tmp_path, name, form):
     path = tmp_path / "a.bin"
     if form == "zip":

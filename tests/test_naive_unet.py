@@ -112,6 +112,7 @@ def test_costs_what_the_original_costs(variant: str) -> None:
     assert 0.96 * moved < got.bytes <= moved
 
 
+@pytest.mark.slow
 def test_discarded_work_costs_what_it_costs_in_the_original() -> None:
     parts = counted("musev_referencenet").window.parts
     assert parts["discarded AdaIN"].kernels == 513

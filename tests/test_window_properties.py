@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from musev_core.config import FUSIONS, GUIDANCE_METHODS, NOISE_TYPES, SCHEDULES
+from musev_core.config import FUSIONS, GUIDANCE_METHODS, NOISE_TYPES, SCHEDULES, UNetConfig
 from musev_core.denoise.denoiser import DenoiserOptions
 from musev_core.denoise.guidance import guidance_schedule
 from musev_core.denoise.noise import NoiseOptions, image_based_noise, video_noise
@@ -146,6 +146,7 @@ def test_condition_frames_leave_at_their_places_as_they_came(data, generated, co
     )
     # with strength 0 the given video is the result, and no network runs
     pipeline = MuseVPipeline(unet=torch.nn.Linear(1, 1), vae=None, tokenizer=None, text_encoder=None)
+    pipeline.unet.config = UNetConfig()
     clip = pipeline.sample(inputs, SamplingOptions(strength=0))[0, 0, :, 0, 0].int().tolist()
     assert [clip[i] for i in places] == list(range(generated + 1, frames + 1))
     assert [number for i, number in enumerate(clip) if i not in places] == list(range(1, generated + 1))

@@ -169,8 +169,8 @@ def measure(folder: Path) -> None:
     figures: dict[str, Any] = {}
     for name, figure in demo_quality.MEASURES.items():
         figures[name] = figure(networks)
-        log.info("%s: %s", name, ", ".join(f"{key} {value:.4g}" for key, value in figures[name].items()))
         checkpoints.save_json(target, figures)
+        log.info("%s: %s", name, figures[name])
 
 
 def _latest(folder: Path) -> Path:
