@@ -394,8 +394,9 @@ class MuseVPipeline:
     ) -> Iterator[Tensor]:
         """The same in parts of `length` generated frames: the first ones are there while later ones are still noise.
 
-        Together they are, bit for bit, what `sample` makes; no window is evaluated twice, and the memory does not grow
-        with the clip. With the schedule `uniform` the first part needs the windows of all frames but in the last step.
+        Together they are, bit for bit, what `sample` makes. No window is evaluated twice, and the latents and
+        predictions that are kept do not grow with the clip. With the schedule `uniform` the first part needs the
+        windows of all frames but in the last step.
 
         Raises:
             MuseVError: the inputs do not fit together; several parts of noise that is drawn at once.
@@ -576,8 +577,8 @@ class MuseVPipeline:
     ) -> Iterator[Tensor]:
         """Frames `(k, H, W, 3)` in 0..1 of a video as they are ready, the first ones while later ones are still noise.
 
-        They are those of `pipeline(prompt, ...).video()`; what is kept in memory of networks' answers, latents and
-        frames does not grow with the video.
+        They are those of `pipeline(prompt, ...).video()`. Latents, predictions and frames in memory do not grow with
+        the video; a driving video and control maps are held whole.
 
         Args:
             length: generated frames of a part, at least 1; None: a shot at once. The first of short parts comes sooner:
