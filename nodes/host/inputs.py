@@ -23,7 +23,8 @@ _AT_A_TIME = 64  # frames looked at for NaN
 
 
 def check_inputs(inputs: Sequence[Any], values: Mapping[str, Any], own: Collection[str] = ()) -> dict[str, Any]:
-    """The values as a node works with them: whole numbers as int, masks as `(n, H, W)`.
+    """The values as a node works with them: whole numbers as int, masks as `(n, H, W)`, None of an optional widget as
+    its default.
 
     Args:
         inputs: of the node's schema.
@@ -36,7 +37,10 @@ def check_inputs(inputs: Sequence[Any], values: Mapping[str, Any], own: Collecti
     checked = dict(values)
     for each in inputs:
         value = values.get(each.id)
-        if each.id not in values or (value is None and each.optional):
+        if each.id not in values:
+            continue
+        if value is None and each.optional:
+            checked[each.id] = getattr(each, "default", None)
             continue
         check = _CHECKS.get(each.get_io_type())
         if check is not None:
