@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from .config import UNetConfig
-from .decoding import LatentDecoder, decode_latents
 from .denoise.control import Control
 from .denoise.denoiser import ClipDenoiser, DenoiserOptions
 from .denoise.guidance import guidance_schedule, guide
@@ -22,12 +21,13 @@ from .denoise.noise import NoiseOptions, VideoNoise, image_based_noise
 from .denoise.parts import PredictionCache, parts
 from .denoise.schedulers import SchedulerConfig, VideoScheduler, check_steps, scheduler_config
 from .denoise.windows import take_frames
-from .encoders import FacePromptEncoder, ImagePromptEncoder, encode_latents
+from .encode.pictures import FacePromptEncoder, ImagePromptEncoder
+from .encode.text import encode_prompts
+from .encode.vae import LatentDecoder, decode_latents, encode_latents
 from .errors import Cancelled, MuseVError
-from .images import matched_to_first
+from .frames.images import matched_to_first
 from .models.compilation import compile_network
 from .models.conditions import ClipConditions
-from .text import encode_prompts
 
 if TYPE_CHECKING:
     from .shots import ShotRunner
@@ -274,7 +274,7 @@ class VideoResult:
         Args:
             batch: how many at once; default: as many as fit in memory.
             decoder: another than the pipeline's VAE, e.g. a fast TAESD for a look.
-            dtype: precision; default: what is safe, see `musev_core.decoding`.
+            dtype: precision; default: what is safe, see `musev_core.encode.vae`.
         """
         frames = decode_latents(decoder or self.vae, self.latents, batch=batch, dtype=dtype)
         return matched_to_first(frames) if self.match_histogram else frames
@@ -285,7 +285,7 @@ class VideoResult:
 
     def save(self, path: str, *, fps: float, overwrite: bool = False, **options: Any) -> str:
         """Writes the video while it is decoded; the suffix decides the format, `options` are as for `frames`."""
-        from .video import VideoWriter
+        from .frames.video import VideoWriter
 
         with VideoWriter(path, fps=fps, overwrite=overwrite) as writer:
             for part in self.frames(**options):
@@ -325,7 +325,7 @@ class MuseVPipeline:
         return next(self.unet.parameters()).device
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "MuseVPipeline":
-        """Moves the networks; the VAE keeps its precision (`musev_core.decoding` says in which it decodes)."""
+        """Moves the networks; the VAE keeps its precision (`musev_core.encode.vae` says in which it decodes)."""
         for net in (self.unet, self.text_encoder, self.reference_net, *self._prompt_networks()):
             if net is not None:
                 net.to(device=device, dtype=dtype)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .decoding import LatentDecoder, decode_latents, decoding_dtype, fitting_batch
 from .denoise.control import Control
 from .denoise.noise import VideoNoise
-from .encoders import encode_latents
+from .encode.vae import LatentDecoder, decode_latents, decoding_dtype, encode_latents, fitting_batch
 from .errors import MuseVError
-from .images import check_frames, fit_images, fit_video, matched_to_first, target_size, to_uint8
+from .frames.images import check_frames, fit_images, fit_video, matched_to_first, target_size, to_uint8
 
 if TYPE_CHECKING:
     from .pipeline import ControlInput, MuseVPipeline, Observer, PictureNetwork, VideoRequest, VideoResult

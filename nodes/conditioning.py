@@ -4,9 +4,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..musev_core.color import match_moments
 from ..musev_core.errors import MuseVError
-from ..musev_core.images import fit_video, target_size, to_uint8
+from ..musev_core.frames.color import match_moments
+from ..musev_core.frames.images import fit_video, target_size, to_uint8
 from .host.clips import batches, encode, fit, rgb
 from .host.inputs import check_memory
 from .sockets import CATEGORY, Node

@@ -6,12 +6,12 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..musev_core.color import METHODS, match_color
 from ..musev_core.denoise.windows import WindowOptions, context_windows
 from ..musev_core.errors import MuseVError
-from ..musev_core.measurement import measure
-from ..musev_core.metric_chart import metric_chart
-from ..musev_core.window_chart import seams, window_chart
+from ..musev_core.frames.color import METHODS, match_color
+from ..musev_core.measure.metric_chart import metric_chart
+from ..musev_core.measure.report import measure
+from ..musev_core.measure.window_chart import seams, window_chart
 from .host.clips import batches, fit, rgb
 from .sockets import CATEGORY, Node, window_inputs
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from musev_core.canvas import CONDITION, SERIES, Canvas, ticks
 from musev_core.denoise.windows import WindowOptions, context_windows
 from musev_core.errors import MuseVError
-from musev_core.measurement import measure
-from musev_core.metric_chart import metric_chart
-from musev_core.window_chart import seams, window_chart
+from musev_core.measure.canvas import CONDITION, SERIES, Canvas, ticks
+from musev_core.measure.metric_chart import metric_chart
+from musev_core.measure.report import measure
+from musev_core.measure.window_chart import seams, window_chart
 
 
 def painted(picture, color):

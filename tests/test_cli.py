@@ -9,10 +9,10 @@ from support import published
 
 import musev_core.pipeline
 from musev_core.cli import main
-from musev_core.image_files import load_image, save_image
+from musev_core.frames.image_files import load_image, save_image
+from musev_core.frames.video import VideoWriter, read_video, write_video
 from musev_core.models.unet import MuseVUNet
 from musev_core.tasks.dead import DEAD_PARAMETERS
-from musev_core.video import VideoWriter, read_video, write_video
 from musev_core.weights.published import PUBLISHED
 
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from musev_core.color import METHODS, match_color, match_moments
 from musev_core.errors import MuseVError
-from musev_core.images import match_histograms
-from musev_core.metrics import drift
+from musev_core.frames.color import METHODS, match_color, match_moments
+from musev_core.frames.images import match_histograms
+from musev_core.measure.metrics import drift
 
 
 def pictures(n, seed=0, low=0.3, high=0.6):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from musev_core.bench.meter import count
-from musev_core.decoding import (
+from musev_core.encode.vae import (
     CPU_BATCH,
     MAX_BATCH,
     decode_latents,
@@ -23,8 +23,8 @@ from musev_core.decoding import (
     fitting_batch,
     free_memory,
 )
+from musev_core.frames.video import read_video
 from musev_core.pipeline import VideoResult
-from musev_core.video import read_video
 
 HALF = (torch.float16, torch.bfloat16)
 

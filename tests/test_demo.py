@@ -8,8 +8,8 @@ from musev_core.demo.files import FILES, WEIGHTS
 from musev_core.demo.model import load_networks
 from musev_core.demo.showcase import make_film, standard_films
 from musev_core.errors import CheckpointError
+from musev_core.frames.video import read_video
 from musev_core.training import demo_vae
-from musev_core.video import read_video
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import pytest
 from support import fake_hub, published
 from support.fake_hub import FakeHub
 
-from musev_core import hub as hub_module
 from musev_core.cli import main
-from musev_core.download import models_folder, size_text
 from musev_core.locks import alone_with
 from musev_core.pose.detectors import DETECTORS, find_weights
+from musev_core.weights import hub as hub_module
+from musev_core.weights.download import models_folder, size_text
 from musev_core.weights.layout import find_musev_files
 from musev_core.weights.published import MUSEV_REPO, PUBLISHED, sources_of
 

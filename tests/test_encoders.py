@@ -12,7 +12,7 @@ from support import golden_models as models
 from support.numbers import det, det_image
 
 from musev_core.config import ImageProjectionConfig
-from musev_core.encoders import (
+from musev_core.encode.pictures import (
     FacePromptEncoder,
     ImagePromptEncoder,
     decode_latents,
@@ -20,7 +20,7 @@ from musev_core.encoders import (
     insightface_extractor,
 )
 from musev_core.errors import MissingPackageError, MuseVError
-from musev_core.images import to_vae_input
+from musev_core.frames.images import to_vae_input
 from musev_core.models.ip_adapter import image_projection
 
 

@@ -14,7 +14,7 @@ from support import published
 from musev_core.cli import main
 from musev_core.cli.failures import OURS, STOPPED, USERS, Failures, explain
 from musev_core.errors import Cancelled, CheckpointError, MissingPackageError, MuseVError
-from musev_core.image_files import save_image
+from musev_core.frames.image_files import save_image
 from musev_core.tasks.task import FIELDS
 from musev_core.weights import check
 

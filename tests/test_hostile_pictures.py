@@ -14,7 +14,7 @@ from support.bounded import bounded
 from support.damaged import good
 
 from musev_core.errors import MuseVError
-from musev_core.image_files import load_image
+from musev_core.frames.image_files import load_image
 
 _SHORT, _LONG = 3, 4  # types of TIFF
 

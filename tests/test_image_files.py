@@ -12,7 +12,7 @@ from support.bounded import bounded
 from support.damaged import PICTURES, damaged, good
 
 from musev_core.errors import MuseVError
-from musev_core.image_files import _as_rgb, load_image, load_images, save_image
+from musev_core.frames.image_files import _as_rgb, load_image, load_images, save_image
 
 
 def noise(n, h, w, seed=0):

@@ -7,8 +7,8 @@ import torch
 from support.numbers import det_image
 
 from musev_core.errors import MuseVError
-from musev_core.image_files import save_image
-from musev_core.images import (
+from musev_core.frames.image_files import save_image
+from musev_core.frames.images import (
     canny,
     clip_pixel_values,
     contact_sheet,

@@ -9,7 +9,7 @@ from support import golden_models as models
 from support import published
 from support.letters import letters_tokenizer
 
-from musev_core.encoders import ImagePromptEncoder
+from musev_core.encode.pictures import ImagePromptEncoder
 from musev_core.errors import CheckpointError, MuseVError
 from musev_core.loading import LoraFile, ModelFiles, load_controlnet, load_pipeline
 from musev_core.models.owned import lay_out_weights

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 
 from musev_core.errors import MuseVError
-from musev_core.measurement import measure
-from musev_core.metrics import drift, flicker, linear_fit, measure_frames, moving_pixels, psnr, seam_jerk, ssim
+from musev_core.measure.metrics import drift, flicker, linear_fit, measure_frames, moving_pixels, psnr, seam_jerk, ssim
+from musev_core.measure.report import measure
 
 T, H, W = 60, 32, 48
 

@@ -11,10 +11,10 @@ from support import faces, original, published
 
 from musev_core.cli import main
 from musev_core.file_names import portable_name
-from musev_core.image_files import load_image
+from musev_core.frames.image_files import load_image
+from musev_core.frames.video import read_video
 from musev_core.tasks.files import load_tasks
 from musev_core.tasks.results import frame_size
-from musev_core.video import read_video
 from musev_core.weights.downloaded import FACE_MODELS
 from musev_core.weights.published import sources_of
 

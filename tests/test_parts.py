@@ -16,7 +16,7 @@ from musev_core.denoise.denoiser import DenoiserOptions
 from musev_core.denoise.noise import NoiseOptions, VideoNoise
 from musev_core.denoise.parts import ClipWindows, Part, PredictionCache, parts
 from musev_core.denoise.windows import WindowOptions
-from musev_core.encoders import ImagePromptEncoder
+from musev_core.encode.pictures import ImagePromptEncoder
 from musev_core.errors import MuseVError
 from musev_core.pipeline import ClipInputs, MuseVPipeline, SamplingOptions
 

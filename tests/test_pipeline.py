@@ -15,11 +15,11 @@ from musev_core.denoise.control import Control
 from musev_core.denoise.denoiser import DenoiserOptions
 from musev_core.denoise.noise import NoiseOptions, VideoNoise
 from musev_core.denoise.windows import WindowOptions
-from musev_core.encoders import FacePromptEncoder, ImagePromptEncoder, decode_latents
+from musev_core.encode.pictures import FacePromptEncoder, ImagePromptEncoder, decode_latents
 from musev_core.errors import Cancelled, MuseVError
-from musev_core.images import match_histograms
+from musev_core.frames.images import match_histograms
+from musev_core.frames.video import read_video
 from musev_core.pipeline import ClipInputs, MuseVPipeline, Observer, SamplingOptions, StepInfo, VideoResult
-from musev_core.video import read_video
 
 PIXELS, LATENT = 32, 4  # height and width
 OPTIONS = SamplingOptions(num_steps=2, denoiser=DenoiserOptions(windows=WindowOptions(length=4, overlap=1)))

@@ -7,7 +7,7 @@ import torch
 from support.poses import write_detector, write_pose_net
 
 from musev_core.errors import CheckpointError, MissingPackageError, MuseVError
-from musev_core.images import canny
+from musev_core.frames.images import canny
 from musev_core.pose.drawing import draw_people
 from musev_core.pose.keypoints import BODY, FACE, LEFT_HAND, RIGHT_HAND
 from musev_core.pose.preprocessors import (

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from musev_core.encode.templates import PORTRAIT, RENDER_STYLES, fill_template, template_fields
 from musev_core.errors import MuseVError
-from musev_core.prompt_templates import PORTRAIT, RENDER_STYLES, fill_template, template_fields
 
 NAMED = ("background", "eyes", "face", "hair", "irises", "lighting", "mouth", "necklace", "nose", "skin", "smile")
 PLAIN = ("sex", "style", "country", "headwear", "clothes", "expression", "beard", "keywords", "singing", "caption")

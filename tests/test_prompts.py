@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from musev_core.errors import MuseVError
-from musev_core.prompts import (
+from musev_core.encode.prompts import (
     NEGATIVE_PROMPTS,
     negative_prompt,
     parse_weights,
 )
+from musev_core.errors import MuseVError
 
 CASES = json.loads((Path(__file__).parent / "goldens/public/cases.json").read_text(encoding="utf-8"))
 

@@ -25,14 +25,14 @@ from support.request_table import pipeline
 from musev_core.cli import main
 from musev_core.cli.generate_options import add_arguments
 from musev_core.cli.model_choice import ModelChoice
-from musev_core.image_files import load_images, save_image
+from musev_core.frames.image_files import load_images, save_image
+from musev_core.frames.video import read_video, write_video
 from musev_core.pipeline import SamplingOptions, VideoRequest
 from musev_core.tasks.dead import DEAD_PARAMETERS
 from musev_core.tasks.files import load_tasks
 from musev_core.tasks.results import output_name
 from musev_core.tasks.runner import result_frames, video_request
 from musev_core.tasks.task import FIELDS, Task
-from musev_core.video import read_video, write_video
 from musev_core.weights.downloaded import place
 
 

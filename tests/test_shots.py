@@ -11,13 +11,13 @@ import torch
 from support import golden_models as models
 from support.numbers import det_image
 
-from musev_core.decoding import CPU_BATCH
 from musev_core.denoise.denoiser import DenoiserOptions
 from musev_core.denoise.noise import NoiseOptions
 from musev_core.denoise.windows import WindowOptions
-from musev_core.encoders import ImagePromptEncoder, decode_latents, encode_latents
+from musev_core.encode.pictures import ImagePromptEncoder
+from musev_core.encode.vae import CPU_BATCH, decode_latents, encode_latents
 from musev_core.errors import Cancelled, MuseVError
-from musev_core.images import canny, fit_images
+from musev_core.frames.images import canny, fit_images
 from musev_core.pipeline import (
     FIRST_FRAME,
     ControlInput,

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from support.task_inputs import write_inputs
 
+from musev_core.encode.prompts import negative_prompt
 from musev_core.errors import MuseVError
-from musev_core.prompts import negative_prompt
 from musev_core.tasks.dead import DEAD_PARAMETERS
 from musev_core.tasks.files import load_tasks, make_tasks
 from musev_core.tasks.results import frame_size

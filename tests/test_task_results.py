@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from support.task_inputs import write_inputs
 
+from musev_core.encode.prompts import negative_prompt
 from musev_core.errors import MuseVError
-from musev_core.prompts import negative_prompt
 from musev_core.tasks.results import check_files, frame_count, frame_size, output_name
 from musev_core.tasks.task import Task
 

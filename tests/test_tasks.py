@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from musev_core.encode.prompts import negative_prompt
 from musev_core.errors import MuseVError
-from musev_core.prompts import negative_prompt
 from musev_core.tasks.task import FIELDS, Task
 
 

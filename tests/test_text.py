@@ -12,15 +12,15 @@ import torch
 from support.numbers import det, det_param
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from musev_core.errors import CheckpointError, MuseVError
-from musev_core.prompts import NEGATIVE_PROMPTS
-from musev_core.text import (
+from musev_core.encode.prompts import NEGATIVE_PROMPTS
+from musev_core.encode.text import (
     TextualInversion,
     add_textual_inversions,
     encode_prompts,
     read_textual_inversion,
     weighted_tokens,
 )
+from musev_core.errors import CheckpointError, MuseVError
 
 GOLDENS = Path(__file__).parent / "goldens/public"
 CASES = json.loads((GOLDENS / "cases.json").read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ def test_golden_context(case, encoder):
 
 
 def test_what_exceeds_the_limit_is_dropped_with_a_warning(caplog):
-    with caplog.at_level(logging.WARNING, logger="musev_core.text"):
+    with caplog.at_level(logging.WARNING, logger="musev_core.encode.text"):
         tokens, weights = weighted_tokens(HashTokenizer(), f"({words(9)}:1.5) tail", max_tokens=7)
 
     assert len(tokens) == 7

@@ -10,6 +10,7 @@ from support import golden_models as models
 from support import published
 
 from musev_core.errors import MuseVError
+from musev_core.frames.video import write_video
 from musev_core.loading import ModelFiles, load_text_encoder, load_tokenizer, load_vae
 from musev_core.training.clip_sampling import ClipRule, choose_clip
 from musev_core.training.extract import Extractor, extract
@@ -25,7 +26,6 @@ from musev_core.training.features import (
 )
 from musev_core.training.sources import class_caption, find_features, find_sources
 from musev_core.training.video_clips import VideoClips
-from musev_core.video import write_video
 
 KEYS = FeatureKeys(width=32, height=16)
 RULE = ClipRule(num_frames=3, sample_rate=1, max_sample_rate=2)

@@ -15,10 +15,10 @@ from support import published, tiny_runs
 
 import musev_core
 from musev_core.cli import main
-from musev_core.image_files import load_image
+from musev_core.frames.image_files import load_image
+from musev_core.frames.video import read_video
 from musev_core.locks import alone_with
 from musev_core.training import checkpoints
-from musev_core.video import read_video
 from musev_core.weights.files import read_tensors
 from musev_core.weights.keymaps import is_motion_name
 

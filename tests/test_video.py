@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from musev_core.errors import MuseVError
-from musev_core.image_files import load_image
-from musev_core.video import VideoWriter, frame_rate, iter_frames, read_video, unique_path, write_video
+from musev_core.frames.image_files import load_image
+from musev_core.frames.video import VideoWriter, frame_rate, iter_frames, read_video, unique_path, write_video
 
 
 def smooth_clip(n=10, h=64, w=96) -> torch.Tensor:

@@ -15,9 +15,9 @@ from support.bounded import bounded
 from support.damaged import VIDEOS, damaged, write_film
 
 from musev_core.errors import MuseVError
-from musev_core.video import frame_rate, iter_frames, read_video
-from musev_core.video_decoders import natural_order
-from musev_core.video_encoders import PngFolder
+from musev_core.frames.decoders import natural_order
+from musev_core.frames.encoders import PngFolder
+from musev_core.frames.video import frame_rate, iter_frames, read_video
 
 
 @pytest.mark.parametrize("suffix", VIDEOS)

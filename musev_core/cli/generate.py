@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..encode.prompts import NEGATIVE_EMBEDDINGS
 from ..errors import MuseVError
 from ..file_names import made_folder
-from ..prompts import NEGATIVE_EMBEDDINGS
 from ..tasks.task import FIELDS, Task
 from ..values import SEEDS
 from ..weights.downloaded import fetch_it
@@ -22,8 +22,8 @@ from .terminal import add_command, say
 
 if TYPE_CHECKING:
     from ..pipeline import MuseVPipeline
-    from ..progress import TerminalProgress
     from ..tasks.model_table import ModelEntry
+    from .progress import TerminalProgress
 
 log = logging.getLogger(__name__)
 MAX_RANDOM_SEED = 10**8  # as the original draws them
@@ -142,7 +142,7 @@ def _run_jobs(
     import torch
 
     from ..loading import load_pipeline, plan_controlnet
-    from ..progress import TerminalProgress
+    from .progress import TerminalProgress
 
     made_folder(options.output_dir)
     progress = TerminalProgress()
@@ -171,9 +171,9 @@ def _run_job(
     options: argparse.Namespace,
     progress: "TerminalProgress",
 ) -> None:
+    from ..frames.video import VideoWriter
     from ..pipeline import PART
     from ..tasks.runner import result_frames, video_request, without_unused_pictures
-    from ..video import VideoWriter
 
     log.info("task %s, seed %d", task.name, seed)
     request = video_request(

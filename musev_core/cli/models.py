@@ -38,7 +38,7 @@ def add_models(commands: Any) -> None:
 
 
 def _download(options: argparse.Namespace) -> int:
-    from ..download import State, fetch, free_space, make_plan, size_text
+    from ..weights.download import State, fetch, free_space, make_plan, size_text
     from ..weights.published import PUBLISHED
 
     if not options.what:

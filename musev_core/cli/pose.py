@@ -74,11 +74,11 @@ def add_pose(commands: Any) -> None:
 
 def _align(options: argparse.Namespace) -> int:
     from ..devices import find_device
-    from ..image_files import load_image, save_image
+    from ..frames.image_files import load_image, save_image
+    from ..frames.video import VideoWriter, frame_rate, read_video, unique_path
     from ..pose.aligned import align_video
     from ..pose.alignment import AlignOptions
     from ..pose.preprocessors import PREPROCESSORS, ControlPreprocessor, check_preprocessor, check_resolution
-    from ..video import VideoWriter, frame_rate, read_video, unique_path
 
     video, picture = options.video or options.vidfn, options.picture or options.imgfn_refer
     if video is None or picture is None:
@@ -124,7 +124,7 @@ def _side_by_side(*columns: "Tensor") -> "Tensor":
     """Pictures and videos `(n, h, w, 3)` uint8 beside each other, `(frames, 512, W, 3)` uint8; pictures stand still."""
     import torch
 
-    from ..images import fit_video, to_uint8
+    from ..frames.images import fit_video, to_uint8
 
     frames = max(map(len, columns))
     fitted = []

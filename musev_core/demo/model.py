@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encoders import ImagePromptEncoder
+from ..encode.pictures import ImagePromptEncoder
 from ..errors import CheckpointError
 from ..models.ip_adapter import image_projection
 from ..models.reference_net import ReferenceNet

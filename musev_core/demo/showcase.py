@@ -11,23 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..cli.progress import TerminalProgress
 from ..config import MAX_FRAMES
 from ..denoise.control import Control
 from ..denoise.noise import VideoNoise
 from ..denoise.windows import context_windows
-from ..encoders import decode_latents, encode_latents
+from ..encode.vae import decode_latents, encode_latents
 from ..errors import MuseVError
 from ..file_names import made_folder
-from ..image_files import load_image, save_image
-from ..images import contact_sheet, fit_images
-from ..measurement import measure
-from ..metrics import psnr
+from ..frames.image_files import load_image, save_image
+from ..frames.images import contact_sheet, fit_images
+from ..frames.video import VideoWriter, unique_path
+from ..measure.metrics import psnr
+from ..measure.report import measure
+from ..measure.window_chart import seams
 from ..pipeline import ClipInputs, MuseVPipeline, Observer
-from ..progress import TerminalProgress
 from ..training import toy
 from ..values import SEEDS, check_seed
-from ..video import VideoWriter, unique_path
-from ..window_chart import seams
 from .model import load_networks
 from .settings import SAMPLING
 

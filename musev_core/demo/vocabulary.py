@@ -46,7 +46,7 @@ USED_TOKENS = tuple(sorted({i for ids in WORDS.values() for i in ids} | {BOS, EO
 
 
 class DemoTokenizer:
-    """Splits a caption of the toy world into CLIP's tokens; see `musev_core.text` for what a tokenizer offers."""
+    """Splits a caption of the toy world into CLIP's tokens; what one offers says `musev_core.encode.text`."""
 
     bos_token_id = BOS
     eos_token_id = EOS

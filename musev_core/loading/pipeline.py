@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from ..devices import find_device
-from ..encoders import FacePromptEncoder, ImagePromptEncoder, insightface_extractor
+from ..encode.pictures import FacePromptEncoder, ImagePromptEncoder, insightface_extractor
+from ..encode.text import add_textual_inversions
 from ..pipeline import MuseVPipeline
-from ..text import add_textual_inversions
 from ..weights.lora import apply_lora
 from .files import ModelFiles
 from .plan import Plan, make_plan

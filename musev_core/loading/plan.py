@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..encoders import face_model_folder
+from ..encode.pictures import face_model_folder
+from ..encode.text import TextualInversion
 from ..errors import CheckpointError, MuseVError, require
 from ..models.reference_net import ReferenceNet
 from ..models.unet import MuseVUNet
-from ..text import TextualInversion
 from ..weights.files import read_tensors
 from ..weights.kinds import Family, describe
 from ..weights.layout import MuseVFiles, find_musev_files

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..encode.text import TextualInversion, read_textual_inversion
 from ..errors import CheckpointError, naming
-from ..text import TextualInversion, read_textual_inversion
 from ..weights.files import TORCH_SUFFIXES, check_finite, near_names, read_tensors
 from .files import ModelFiles, StrPath
 

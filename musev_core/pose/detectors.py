@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError, MissingPackageError, install_command, require
-from ..images import canny
+from ..frames.images import canny
 from ..weights.files import read_tensors
 from .dwpose import DWPose
 from .keypoints import BODY, FACE, LEFT_HAND, NUM_POINTS, RIGHT_HAND, Person

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MuseVError, nearest, require
-from ..images import check_frames, to_uint8
+from ..frames.images import check_frames, to_uint8
 from .detectors import DETECTORS, Detector, Device, check_packages, find_weights
 from .drawing import draw_people
 from .keypoints import Person, PoseFrame

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..encode.templates import MAX_PROMPT
 from ..errors import MuseVError, nearest, shown
-from ..prompt_templates import MAX_PROMPT
 from ..values import is_none, scalar
 
 

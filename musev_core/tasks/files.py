@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ..encode.templates import fill_template, parts, template_fields
 from ..errors import MuseVError, blame, listed, nearest, shown
-from ..prompt_templates import fill_template, parts, template_fields
 from ..values import beside, is_none, scalar, user_path
 from ..yaml_file import read_yaml
 from .dead import DEAD_PARAMETERS, refuse_dead

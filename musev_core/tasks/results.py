@@ -59,7 +59,7 @@ def scaled_size(width: int, height: int, ratio: float) -> tuple[int, int]:
     Raises:
         MuseVError: a side is below 64 or beyond `MAX_SIDE`.
     """
-    from ..images import target_size
+    from ..frames.images import target_size
 
     with blame("height, width, img_length_ratio"):
         height, width = target_size(height, width, ratio)
@@ -69,8 +69,8 @@ def scaled_size(width: int, height: int, ratio: float) -> tuple[int, int]:
 
 
 def _source_size(key: str, path: Path) -> tuple[int, int]:
-    from ..image_files import load_image
-    from ..video import iter_frames
+    from ..frames.image_files import load_image
+    from ..frames.video import iter_frames
 
     with blame(key):
         picture = load_image(path)[0] if key == "condition_images" else next(iter_frames(path))

@@ -14,13 +14,13 @@ from ..denoise.denoiser import DenoiserOptions
 from ..denoise.noise import NoiseOptions
 from ..denoise.windows import WindowOptions
 from ..errors import MuseVError
-from ..image_files import load_images
-from ..images import fit_images, to_uint8
+from ..frames.image_files import load_images
+from ..frames.images import fit_images, to_uint8
+from ..frames.video import read_video
 from ..pipeline import ControlInput, PictureNetwork, SamplingOptions, VideoRequest
 from ..pose.aligned import align_video
 from ..pose.preprocessors import PREPROCESSORS, ControlPreprocessor, check_preprocessor
 from ..shots import ShotRunner
-from ..video import read_video
 from .results import frame_size
 from .task import Task
 

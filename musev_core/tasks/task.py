@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..config import FUSIONS, GUIDANCE_METHODS, MAX_FRAMES, MAX_SIDE, MAX_STEPS, NOISE_DRAWS, NOISE_TYPES, SCHEDULES
+from ..encode.prompts import negative_prompt
 from ..errors import blame
-from ..prompts import negative_prompt
 from ..values import SEEDS
 from .checks import check_together
 from .fields import FieldInfo, convert, field, field_infos

@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from ..errors import MuseVError
 from ..file_names import made_folder, portable_name
-from ..images import to_uint8
+from ..frames.images import to_uint8
+from ..frames.video import Video, write_video
 from ..locks import alone_with
-from ..video import Video, write_video
 from .checkpoints import find_checkpoint
 from .recipe import Recipe, load_recipe
 from .schedule import derived_seed
@@ -180,7 +180,7 @@ def _text_encoder(recipe: Recipe) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def _empty_text(tokenizer: Any, text_encoder: Any) -> Tensor:
-    from ..text import encode_prompts
+    from ..encode.text import encode_prompts
 
     return encode_prompts(tokenizer, text_encoder, "", None)[0].float()
 
@@ -197,7 +197,7 @@ def _sample_videos(
     recipe: Recipe, tasks: Sequence["Task"], objective: nn.Module, encoders: _Encoders | None
 ) -> Callable[[int, Path], dict[str, Video]]:
     """Makes videos with the networks in training."""
-    from ..encoders import ImagePromptEncoder
+    from ..encode.pictures import ImagePromptEncoder
     from ..pipeline import MuseVPipeline
     from ..tasks.runner import result_frames, video_request, without_unused_pictures
     from .networks import frozen_encoders

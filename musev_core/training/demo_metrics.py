@@ -9,8 +9,8 @@ from torch import Tensor
 from ..demo.settings import SAMPLING
 from ..denoise.control import Control
 from ..denoise.noise import VideoNoise
-from ..encoders import decode_latents, encode_latents
-from ..metrics import moving_pixels, psnr
+from ..encode.vae import decode_latents, encode_latents
+from ..measure.metrics import moving_pixels, psnr
 from ..pipeline import ClipInputs, MuseVPipeline, SamplingOptions
 from .toy import DIRECTIONS, SIZE, Clips
 

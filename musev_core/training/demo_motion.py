@@ -15,7 +15,7 @@ from ..demo import sizes
 from ..demo.files import FILES
 from ..demo.model import DemoNetworks
 from ..demo.vocabulary import USED_TOKENS, DemoTokenizer, padded
-from ..images import CLIP_MEAN, CLIP_STD
+from ..frames.images import CLIP_MEAN, CLIP_STD
 from ..weights.files import read_tensors
 from . import checkpoints, toy
 from .diffusion import DiffusionOptions

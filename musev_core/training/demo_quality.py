@@ -17,12 +17,12 @@ from torch import Tensor
 from ..demo.model import DemoNetworks
 from ..demo.settings import SAMPLING
 from ..denoise.windows import WindowOptions, context_windows
-from ..encoders import decode_latents, encode_latents
-from ..measurement import measure
-from ..metrics import psnr
+from ..encode.vae import decode_latents, encode_latents
+from ..measure.metrics import psnr
+from ..measure.report import measure
+from ..measure.window_chart import seams
 from ..models.temporal import TemporalConv, TemporalTransformer
 from ..pipeline import MuseVPipeline, SamplingOptions
-from ..window_chart import seams
 from . import toy
 from .demo_metrics import (
     DIFFERENT,

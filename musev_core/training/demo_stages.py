@@ -22,7 +22,7 @@ from ..demo.files import FILES
 from ..demo.model import DemoNetworks, fill, load_networks, new_networks
 from ..demo.vocabulary import USED_TOKENS
 from ..errors import MuseVError
-from ..image_files import save_image
+from ..frames.image_files import save_image
 from ..weights.files import read_tensors
 from . import checkpoints, demo_motion, demo_quality, demo_vae
 from .networks import start_neutral

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..encode.text import encode_prompts
 from ..errors import MuseVError
-from ..images import clip_pixel_values, fit_images
-from ..text import encode_prompts
-from ..video import iter_frames
+from ..frames.images import clip_pixel_values, fit_images
+from ..frames.video import iter_frames
 from .features import MAX_PEOPLE, POINTS, FeatureKeys, h5py
 from .sources import Source
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import CheckpointError, MuseVError, require
-from ..video import Video, write_video
+from ..frames.video import Video, write_video
 from . import checkpoints
 from .muon import MuonWithAdamW, parameter_groups
 from .options import TrainOptions

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..encode.text import encode_prompts
 from ..errors import MuseVError
-from ..images import clip_pixel_values, fit_images
-from ..text import encode_prompts
-from ..video import iter_frames, read_video
+from ..frames.images import clip_pixel_values, fit_images
+from ..frames.video import iter_frames, read_video
 from .clip_sampling import ClipRule, choose_clip
 from .objective import MotionObjective
 from .schedule import place_in_epoch

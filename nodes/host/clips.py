@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...musev_core.errors import MuseVError
-from ...musev_core.images import fit_images, to_uint8
+from ...musev_core.frames.images import fit_images, to_uint8
 from .inputs import LATENT_CHANNELS, check_memory
 
 BATCH = 16  # frames between two looks at the interrupt button

@@ -8,9 +8,9 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...musev_core.encoders import face_extractor, insightface_extractor
+from ...musev_core.encode.pictures import face_extractor, insightface_extractor
 from ...musev_core.errors import MuseVError
-from ...musev_core.images import to_uint8
+from ...musev_core.frames.images import to_uint8
 from ...musev_core.weights.keymaps import unet_ldm_to_diffusers
 from .networks import HostedIPAdapter
 from .view import base_config

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...musev_core.errors import MuseVError
-from ...musev_core.images import fit_images, to_uint8
+from ...musev_core.frames.images import fit_images, to_uint8
 from ...musev_core.models.conditions import ClipConditions, ReferenceFeatures
 from .networks import HostedIPAdapter
 from .options import FaceOptions, ImagePromptOptions, Options, ReferenceOptions

@@ -51,7 +51,7 @@ def test_the_vae_is_the_pipelines(outputs, networks):
 
 def test_the_text_encoder_is_the_pipelines(outputs, networks):
     from musev_core.demo.vocabulary import DemoTokenizer
-    from musev_core.text import encode_prompts
+    from musev_core.encode.text import encode_prompts
 
     caption = "a red ball moves to the left"
     ((theirs, _),) = CLIPTextEncode().encode(outputs["clip"], caption)[0]

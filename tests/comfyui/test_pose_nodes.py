@@ -6,7 +6,7 @@ from comfy import model_management
 from support.poses import frame, person, write_detector, write_pose_net
 
 from musev_core.errors import MuseVError
-from musev_core.images import canny
+from musev_core.frames.images import canny
 from musev_core.pose.drawing import draw_people
 from musev_core.pose.keypoint_json import read_keypoints, write_keypoints
 from musev_pack.nodes.pose import NODES, AlignPose, DrawPose, PreprocessControl

@@ -4,9 +4,9 @@ import folder_paths
 import pytest
 import torch
 
-from musev_core.color import match_color
 from musev_core.errors import MuseVError
-from musev_core.metrics import drift
+from musev_core.frames.color import match_color
+from musev_core.measure.metrics import drift
 from musev_pack.nodes.video import JoinVideo, MatchColor, MeasureVideo, VisualizeWindows
 
 

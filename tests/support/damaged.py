@@ -151,8 +151,8 @@ def damaged(kind: str, draw: random.Random) -> bytes:
 
 
 def _trials(count: int, seed: int, folder: Path) -> Iterator[tuple[str, Path, Callable[[], Any]]]:
-    from musev_core.image_files import load_image
-    from musev_core.video import read_video
+    from musev_core.frames.image_files import load_image
+    from musev_core.frames.video import read_video
 
     for kinds, read in ((PICTURES, load_image), (VIDEOS, functools.partial(read_video, max_frames=8))):
         for kind in kinds:

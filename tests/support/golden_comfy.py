@@ -13,7 +13,7 @@ import torch
 from musev_core.config import UNetConfig
 from musev_core.denoise.noise import NoiseOptions
 from musev_core.denoise.windows import WindowOptions
-from musev_core.images import clip_pixel_values
+from musev_core.frames.images import clip_pixel_values
 from musev_core.weights.keymaps import motion_tensors, unet_ldm_to_diffusers
 from musev_pack.nodes.host import networks
 from musev_pack.nodes.host.demo import comfy_unet_config

@@ -17,8 +17,10 @@ from musev_core.denoise.guidance import guidance_schedule
 from musev_core.denoise.noise import NoiseOptions, VideoNoise, image_based_noise, video_noise
 from musev_core.denoise.schedulers import VideoScheduler
 from musev_core.denoise.windows import WindowOptions, context_windows
-from musev_core.encoders import FacePromptEncoder, ImagePromptEncoder, decode_latents, encode_latents
-from musev_core.images import clip_pixel_values, fit_images, fit_video, match_histograms, to_vae_input
+from musev_core.encode.pictures import FacePromptEncoder, ImagePromptEncoder
+from musev_core.encode.text import encode_prompts, parse_weights, weighted_tokens
+from musev_core.encode.vae import decode_latents, encode_latents
+from musev_core.frames.images import clip_pixel_values, fit_images, fit_video, match_histograms, to_vae_input
 from musev_core.models.conditions import ClipConditions, ControlResiduals, ReferenceFeatures
 from musev_core.models.embeddings import FrameEmbedding
 from musev_core.models.ip_adapter import image_projection
@@ -27,7 +29,6 @@ from musev_core.models.reference_fusion import ReferenceFusion
 from musev_core.models.temporal import TemporalConv, TemporalTransformer
 from musev_core.models.transformer import SpatialTransformer
 from musev_core.pipeline import ClipInputs, MuseVPipeline, Observer, SamplingOptions, VideoRequest
-from musev_core.text import encode_prompts, parse_weights, weighted_tokens
 
 from . import golden_models as models
 from .numbers import det, det_image, fill

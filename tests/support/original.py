@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from musev_core.image_files import save_image
-from musev_core.video import write_video
+from musev_core.frames.image_files import save_image
+from musev_core.frames.video import write_video
 
 from . import golden_models, published
 from .poses import write_detector, write_pose_net

@@ -10,7 +10,7 @@ from musev_core.denoise.denoiser import DenoiserOptions
 from musev_core.denoise.noise import NoiseOptions
 from musev_core.denoise.schedulers import SchedulerConfig
 from musev_core.denoise.windows import WindowOptions
-from musev_core.encoders import FacePromptEncoder, ImagePromptEncoder
+from musev_core.encode.pictures import FacePromptEncoder, ImagePromptEncoder
 from musev_core.pipeline import ControlInput, MuseVPipeline, SamplingOptions, VideoRequest
 
 from . import golden_models as models

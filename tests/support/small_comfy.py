@@ -33,7 +33,7 @@ from musev_core.denoise.denoiser import ClipDenoiser, DenoiserOptions
 from musev_core.denoise.guidance import guide
 from musev_core.denoise.noise import NoiseOptions
 from musev_core.denoise.windows import WindowOptions
-from musev_core.images import clip_pixel_values
+from musev_core.frames.images import clip_pixel_values
 from musev_core.models.conditions import ClipConditions
 from musev_core.models.ip_adapter import image_projection
 from musev_core.models.reference_net import ReferenceNet

@@ -8,10 +8,10 @@ import yaml
 from torch import Tensor, nn
 
 from musev_core.cli import main
+from musev_core.frames.video import write_video
 from musev_core.training.options import TrainOptions
 from musev_core.training.schedule import generator
 from musev_core.training.trainer import Trainer
-from musev_core.video import write_video
 
 from . import published, tiny_training
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .errors import MuseVError
-from .file_names import existing_file, long_path, shown
+from ..errors import MuseVError
+from ..file_names import existing_file, long_path, shown
 from .images import from_pil, to_pil, to_uint8
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .errors import MuseVError
+from ..errors import MuseVError
 from .images import check_frames, match_histograms
 
 METHODS = ("histogram", "mean_std", "mean")

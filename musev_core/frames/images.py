@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .errors import MuseVError, require
+from ..errors import MuseVError, require
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

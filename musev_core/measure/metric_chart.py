@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .canvas import CONDITION, FADED, GRID, INK, SERIES, Canvas, Color, text_width, ticks, tint
-from .measurement import Report
 from .metrics import GREY_LEVEL, linear_fit
+from .report import Report
 
 WIDTH, MARGIN, LABEL = 1024, 28, 76
 LEFT, RIGHT = MARGIN + LABEL, WIDTH - MARGIN

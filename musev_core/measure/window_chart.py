@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..denoise.windows import WindowOptions, context_windows, fusion_weights
+from ..errors import MuseVError
 from .canvas import CONDITION, FADED, GRID, INK, SERIES, Canvas, Color, text_width, ticks, tint
-from .denoise.windows import WindowOptions, context_windows, fusion_weights
-from .errors import MuseVError
 
 WIDTH, MARGIN, LABEL = 1024, 28, 76
 LEFT, RIGHT = MARGIN + LABEL, WIDTH - MARGIN

@@ -3,7 +3,7 @@
 import re
 from difflib import get_close_matches
 
-from .errors import MuseVError, nearest
+from ..errors import MuseVError, nearest
 
 _V5 = (
     "(((multiple heads))), (((bad body))), (((two people))), ((extra arms)), ((deformed body)), (((sexy))), "

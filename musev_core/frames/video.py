@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from .errors import MuseVError
-from .file_names import long_path, shown
+from ..errors import MuseVError
+from ..file_names import long_path, shown
+from .decoders import PictureFolder, VideoFile, open_source
+from .encoders import ENCODERS, Encoder, PngFolder
 from .images import to_uint8
-from .video_decoders import PictureFolder, VideoFile, open_source
-from .video_encoders import ENCODERS, Encoder, PngFolder
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
-from .errors import MuseVError, shown
-from .file_names import is_portable
+from ..errors import MuseVError, shown
+from ..file_names import is_portable
 
 log = logging.getLogger(__name__)
 

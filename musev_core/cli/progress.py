@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .pipeline import Observer
+from ..pipeline import Observer
 
 log = logging.getLogger(__name__)
 

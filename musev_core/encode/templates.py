@@ -7,7 +7,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any
 
-from .errors import MuseVError, nearest
+from ..errors import MuseVError, nearest
 
 # The original's phrases, rules and order of attributes (its musev/auto_prompt/attributes), to the letter.
 RENDER_STYLES: Mapping[str, str] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""From pictures to what the networks take, and back: VAE latents, image prompt tokens, face tokens."""
+"""From pictures to what the networks take: image prompt tokens, face tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,25 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .decoding import decode_latents as decode_latents
-from .errors import MuseVError, require
-from .images import clip_pixel_values, to_uint8, to_vae_input
-from .precision import expect_finite
+from ..errors import MuseVError, require
+from ..frames.images import clip_pixel_values, to_uint8
+from ..precision import expect_finite
 
 
 def _placed(x: Tensor, net: nn.Module) -> Tensor:
     """`x` where the network's weights are, in their precision."""
     parameter = next(net.parameters())
     return x.to(parameter.device, parameter.dtype)
-
-
-@torch.no_grad()
-def encode_latents(vae: Any, frames: Tensor, *, batch: int = 8) -> Tensor:
-    """Scaled latents `(4, frames, h, w)` of `frames (frames, H, W, 3)`: the mean, never a sample (musev.md 3)."""
-    pixels = to_vae_input(frames)
-    means = torch.cat([vae.encode(_placed(part, vae)).latent_dist.mean for part in pixels.split(batch)])
-    expect_finite(means, "the VAE's encoder")
-    return (means.float() * vae.config.scaling_factor).transpose(0, 1)
 
 
 @dataclass

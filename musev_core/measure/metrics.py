@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import MuseVError
+from ..errors import MuseVError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 GREY_LEVEL = 1 / 255

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .filters import EXACT, filter_graph
 from .image_files import save_image
-from .video_filters import EXACT, filter_graph
 
 if TYPE_CHECKING:
     from av import VideoFrame

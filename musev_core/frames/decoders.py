@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .errors import MuseVError
-from .file_names import existing_file, long_path, shown
+from ..errors import MuseVError
+from ..file_names import existing_file, long_path, shown
+from .filters import EXACT, filter_graph
 from .image_files import load_image
-from .video_filters import EXACT, filter_graph
 
 if TYPE_CHECKING:
     from av import VideoFrame

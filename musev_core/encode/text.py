@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, MuseVError
-from .precision import expect_finite
+from ..errors import CheckpointError, MuseVError
+from ..precision import expect_finite
 from .prompts import parse_weights
 
 if TYPE_CHECKING:

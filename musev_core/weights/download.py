@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from .errors import MuseVError
-from .file_names import made_folder
+from ..errors import MuseVError
+from ..file_names import made_folder
+from ..locks import alone_with
 from .hub import Listing, RemoteFile, append, read_listing
-from .locks import alone_with
-from .weights.published import Source, sources_of
+from .published import Source, sources_of
 
 log = logging.getLogger(__name__)
 

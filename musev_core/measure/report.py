@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .errors import MuseVError
+from ..errors import MuseVError
 from .metrics import GREY_LEVEL, FrameNumbers, drift, flicker, measure_frames, psnr, seam_jerk
 
 

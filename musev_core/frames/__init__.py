@@ -1,0 +1,1 @@
+"""Pictures and videos: files, sizes, colors, formats."""

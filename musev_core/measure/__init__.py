@@ -1,0 +1,1 @@
+"""How good a video is: numbers per frame, a report, charts."""
