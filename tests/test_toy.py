@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
+from musev_core.demo import toy
 from musev_core.demo.vocabulary import WORDS, DemoTokenizer
 from musev_core.errors import MuseVError
-from musev_core.training import toy
 from musev_core.training.demo_metrics import centres, directions
 
 

@@ -1,8 +1,5 @@
-"""`musev demo`: three short films by the demo model, and what they measure."""
+"""Three short films by the demo model, and what they measure."""
 
-import argparse
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,31 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cli.progress import TerminalProgress
-from ..config import MAX_FRAMES
 from ..denoise.control import Control
 from ..denoise.noise import VideoNoise
 from ..denoise.windows import context_windows
 from ..encode.vae import decode_latents, encode_latents
-from ..errors import MuseVError
-from ..file_names import made_folder
-from ..frames.image_files import load_image, save_image
-from ..frames.images import contact_sheet, fit_images
-from ..frames.video import VideoWriter, unique_path
+from ..frames.image_files import load_image
+from ..frames.images import fit_images
 from ..measure.metrics import psnr
 from ..measure.report import measure
 from ..measure.window_chart import seams
 from ..pipeline import ClipInputs, MuseVPipeline, Observer
-from ..training import toy
-from ..values import SEEDS, check_seed
-from .model import load_networks
+from . import toy
 from .settings import SAMPLING
-
-log = logging.getLogger(__name__)
 
 SPLIT = "test"  # of the toy world: scenes the model never saw
 SCENES = {"walk": ("directed", 8), "sway": ("ambient", 8), "dance": ("wander", 6)}
-FPS = 8
 
 
 @dataclass(frozen=True)
@@ -51,42 +38,6 @@ class Film:
     num_frames: int
     pose: Tensor | None = None
     truth: Tensor | None = None
-
-
-def demo(options: argparse.Namespace, say: Callable[[str], None]) -> int:
-    """Makes the films, writes each as a video and as a contact sheet, and says what was measured."""
-    if not 1 <= options.frames <= MAX_FRAMES:
-        raise MuseVError(f"--frames must be at least 1 and at most {MAX_FRAMES:,}, got {options.frames}")
-    check_seed("--seed", options.seed)
-    films = standard_films(options.frames)
-    if options.image is not None or options.prompt is not None:
-        films[0] = _changed(films[0], options.image, options.prompt)
-    progress = TerminalProgress()
-    progress.loading("the demo model")
-    networks = load_networks()
-    pipeline = networks.pipeline()
-    made_folder(options.output_dir)
-    for number, film in enumerate(films):
-        run = f"{film.name}: {film.caption}"
-        observer = progress.observer({"video": SAMPLING.num_steps})
-        seed = (options.seed + number) % SEEDS
-        frames = make_film(
-            pipeline,
-            film,
-            controlnet=networks.controlnet,
-            seed=seed,
-            observer=observer,
-            run=run,
-        )
-        path = unique_path(options.output_dir / f"demo-{film.name}.mp4")
-        with VideoWriter(path, fps=FPS) as writer:
-            writer.write(enlarged(frames))
-        sheet = unique_path(path.with_name(f"{path.stem}-frames.png"))
-        save_image(sheet, contact_sheet(enlarged(frames, 2), columns=7, max_frames=28))
-        say(f"{film.name}: {film.caption!r}\n  video: {path}\n  frames at a glance: {sheet}")
-        for line in described(film, frames).splitlines():
-            say(f"  {line}")
-    return 0
 
 
 def standard_films(long_frames: int = 120) -> list[Film]:
@@ -159,6 +110,7 @@ def described(film: Film, frames: Tensor) -> str:
     return "\n".join(lines)
 
 
-def _changed(film: Film, image: Path | None, prompt: str | None) -> Film:
+def changed(film: Film, image: Path | None, prompt: str | None) -> Film:
+    """The film with another picture to start from, and another caption; nothing shows what it should look like."""
     picture = film.image if image is None else fit_images(load_image(image), toy.SIZE, toy.SIZE)
     return Film(film.name, prompt or film.caption, picture, film.num_frames)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from ..demo.settings import SAMPLING
+from ..demo.toy import DIRECTIONS, SIZE, Clips
 from ..denoise.control import Control
 from ..denoise.noise import VideoNoise
 from ..encode.vae import decode_latents, encode_latents
 from ..measure.metrics import moving_pixels, psnr
 from ..pipeline import ClipInputs, MuseVPipeline, SamplingOptions
-from .toy import DIRECTIONS, SIZE, Clips
 
 DIFFERENT = 0.12  # a pixel that differs so much from the stage belongs to the subject
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..demo import sizes
+from ..demo import sizes, toy
 from ..demo.files import FILES
 from ..demo.model import DemoNetworks
 from ..demo.vocabulary import USED_TOKENS, DemoTokenizer, padded
 from ..frames.images import CLIP_MEAN, CLIP_STD
 from ..weights.files import read_tensors
-from . import checkpoints, toy
+from . import checkpoints
 from .diffusion import DiffusionOptions
 from .objective import MotionObjective
 from .options import TrainOptions

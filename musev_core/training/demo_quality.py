@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..demo import toy
 from ..demo.model import DemoNetworks
 from ..demo.settings import SAMPLING
 from ..denoise.windows import WindowOptions, context_windows
@@ -23,7 +24,6 @@ from ..measure.report import measure
 from ..measure.window_chart import seams
 from ..models.temporal import TemporalConv, TemporalTransformer
 from ..pipeline import MuseVPipeline, SamplingOptions
-from . import toy
 from .demo_metrics import (
     DIFFERENT,
     centres,

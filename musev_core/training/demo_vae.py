@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..demo import sizes
-from . import checkpoints, toy
+from ..demo import sizes, toy
+from . import checkpoints
 from .options import TrainOptions
 from .schedule import derived_seed
 
