@@ -15,10 +15,9 @@ from musev_core.config import ImageProjectionConfig
 from musev_core.encode.pictures import (
     FacePromptEncoder,
     ImagePromptEncoder,
-    decode_latents,
-    encode_latents,
     insightface_extractor,
 )
+from musev_core.encode.vae import decode_latents, encode_latents
 from musev_core.errors import MissingPackageError, MuseVError
 from musev_core.frames.images import to_vae_input
 from musev_core.models.ip_adapter import image_projection

@@ -15,7 +15,8 @@ from musev_core.denoise.control import Control
 from musev_core.denoise.denoiser import DenoiserOptions
 from musev_core.denoise.noise import NoiseOptions, VideoNoise
 from musev_core.denoise.windows import WindowOptions
-from musev_core.encode.pictures import FacePromptEncoder, ImagePromptEncoder, decode_latents
+from musev_core.encode.pictures import FacePromptEncoder, ImagePromptEncoder
+from musev_core.encode.vae import decode_latents
 from musev_core.errors import Cancelled, MuseVError
 from musev_core.frames.images import match_histograms
 from musev_core.frames.video import read_video
