@@ -388,6 +388,7 @@ class MuseVPipeline:
         options: SamplingOptions,
         *,
         length: int | None = None,
+        frames: range | None = None,
         noise: VideoNoise | None = None,
         observer: Observer | None = None,
         run: str = "video",
@@ -398,8 +399,13 @@ class MuseVPipeline:
         predictions that are kept do not grow with the clip. With the schedule `uniform` the first part needs the
         windows of all frames but in the last step.
 
+        Args:
+            frames: only these of the clip, as the whole run makes them. To begin in the middle costs `S (S - 1) / 2`
+                evaluations of windows more, with `S` steps and windows of 12 that share 4.
+
         Raises:
-            MuseVError: the inputs do not fit together; several parts of noise that is drawn at once.
+            MuseVError: the inputs do not fit together; several parts of noise that is drawn at once; frames that the
+                clip does not have.
         """
         watch = observer or Observer()
         conditions, n = inputs.condition_latents, _frame_count(inputs.condition_latents)
@@ -413,7 +419,13 @@ class MuseVPipeline:
                 f"from its end, -1 is the last), got {given}"
             )
         places = [i % num_frames for i in given]
-        if length is not None and length < inputs.num_frames and options.noise.draw == "original":
+        wanted = range(num_frames) if frames is None else frames
+        if not 0 <= wanted.start < wanted.stop <= num_frames:
+            raise MuseVError(
+                f"the clip has the frames 0..{num_frames - 1}, got {wanted.start}..{wanted.stop - 1} to be made"
+            )
+        partly = len(wanted) < num_frames or (length is not None and length < inputs.num_frames)
+        if partly and options.noise.draw == "original":
             raise MuseVError(
                 "the original draws the noise of a whole clip at once; for a video in parts take the draw 'frames'"
             )
@@ -425,7 +437,8 @@ class MuseVPipeline:
                     f"the initial latents must have the shape {expected}, one per generated frame, got {tuple(got)}"
                 )
         if inputs.initial_latents is not None and options.strength == 0:
-            yield _merge(inputs.initial_latents.to(self.device), conditions, range(num_frames), places)
+            whole = _merge(inputs.initial_latents.to(self.device), conditions, range(num_frames), places)
+            yield whole[:, :, wanted.start : wanted.stop]
             return
 
         def new_scheduler() -> VideoScheduler:
@@ -452,7 +465,9 @@ class MuseVPipeline:
         noise = noise or VideoNoise([int(torch.randint(2**63 - 1, ())) for _ in inputs.prompts])
         numbers = range(num_frames) if inputs.frame_numbers is None else inputs.frame_numbers
         cache, num_steps = PredictionCache(), len(guidance)
-        for part in parts(windows.calls(num_steps), length, per_frame=bool(inputs.controls)):
+        controlled = bool(inputs.controls)
+        calls, made, done = windows.calls(num_steps), windows.makes(wanted), wanted.start
+        for part in parts(calls, length, per_frame=controlled, frames=made):
             generated, held, scheduler = windows.generated[part.start : part.stop], windows.held(part), new_scheduler()
             drawn = [numbers[i] for i in generated], self._latent_size(inputs), options.noise
             latents = self.initial_latents(inputs, options, scheduler, noise.draw(0, *drawn), part.start)
@@ -475,9 +490,11 @@ class MuseVPipeline:
             cache.forget_before(part.keep_from)
             for denoiser in denoisers.values():
                 denoiser.forget_before(part.keep_from)
-            finished = windows.finished(part)
+            # with the condition frames before each that it makes, and after the last of all
+            end = wanted.stop if part.last == made[1] else windows.generated[part.last - 1] + 1
             merged = _merge(latents, conditions, held, places)
-            yield take_frames(merged, [held.index(frame) for frame in finished], dim=2)
+            yield take_frames(merged, [held.index(frame) for frame in range(done, end)], dim=2)
+            done = end
 
     @staticmethod
     def _on_window(observer: Observer, run: str, step: int, done: int, total: int) -> None:
@@ -570,6 +587,7 @@ class MuseVPipeline:
         seed: int | None = None,
         observer: Observer | None = None,
         length: int | None = PART,
+        frames: range | None = None,
         batch: int | None = None,
         decoder: LatentDecoder | None = None,
         dtype: torch.dtype | None = None,
@@ -583,13 +601,14 @@ class MuseVPipeline:
         Args:
             length: generated frames of a part, at least 1; None: a shot at once. The first of short parts comes sooner:
                 with windows of 12 that share 4, and 10 steps, 8 frames wait for 55 evaluations of a window, 48 for 105.
+            frames: only these of the video, as the whole run makes them; in a later shot none alone.
             batch, decoder, dtype: see `VideoResult.frames`; request: the fields of `VideoRequest`.
 
         Raises:
             MuseVError: as `__call__`, before the first frame is asked for.
         """
         plan = self.plan(VideoRequest(prompt=prompt, **request), seed=seed, observer=observer)
-        return plan.stream(length, batch=batch, decoder=decoder, dtype=dtype)
+        return plan.stream(length, frames=frames, batch=batch, decoder=decoder, dtype=dtype)
 
     @torch.no_grad()
     def generate(

@@ -1,7 +1,8 @@
 """The course of a whole video: first frame, then shots which continue each other (musev.md 5, extra.md 2.2)."""
 
 import logging
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, MutableMapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 DEFAULT_NUM_FRAMES = 12  # the released models' window
+Checkpoint = MutableMapping[str, Tensor]  # what a run needs of those before it, by name
+_FIRST_FRAME = "first frame"
+
+
+def _shot_key(k: int) -> str:
+    """Of the latents `(1, 4, frames, h, w)` which the shot `k` is handed by the one before."""
+    return f"shot {k}"
 
 
 class ShotRunner:
-    """Makes one video, once. Everything is checked on construction, before the first network runs.
+    """Makes one video, or some of its frames. Everything is checked on construction, before the first network runs.
 
     A *driving* video gives frames of the timeline: pictures to start from, or control maps. The timeline counts the
     frames of the result.
@@ -83,6 +91,7 @@ class ShotRunner:
             "image_prompt": self._optional("image_prompt", request.image_prompt, fit=request.legacy_fit),
             "face_image": self._optional("face_image", request.face_image),
         }
+        self._given = dict(self.pictures)
 
     # ------------------------------------------------------------------------------------------ checks and plan
 
@@ -273,6 +282,8 @@ class ShotRunner:
         self,
         length: int | None,
         *,
+        frames: range | None = None,
+        checkpoint: Checkpoint | None = None,
         batch: int | None = None,
         decoder: LatentDecoder | None = None,
         dtype: torch.dtype | None = None,
@@ -283,67 +294,132 @@ class ShotRunner:
 
         Args:
             length: generated frames of a part; None: a shot at once.
+            frames: only these of the video, as the whole run makes them.
+            checkpoint: takes what another run needs to go on in the middle, and gives it back to that run. Without it
+                frames of a later shot cannot be made alone.
             batch, decoder, dtype: see `VideoResult.frames`.
 
         Raises:
-            MuseVError: there are no such parts, or their noise is drawn at once.
+            MuseVError: there are no such parts or frames, or their noise is drawn at once.
         """
+        wanted = range(self._timeline) if frames is None else frames
+        kept: Checkpoint = {} if checkpoint is None else checkpoint
         if length is not None and length < 1:
             raise MuseVError(f"a part must have at least 1 frame, got {length}")
-        if length is not None and self.request.sampling.noise.draw == "original":
+        if not 0 <= wanted.start < wanted.stop <= self._timeline:
+            raise MuseVError(
+                f"the video has the frames 0..{self._timeline - 1}, got {wanted.start}..{wanted.stop - 1} to be made"
+            )
+        partly = length is not None or len(wanted) < self._timeline
+        if partly and self.request.sampling.noise.draw == "original":
             raise MuseVError(
                 "the original draws the noise of a whole clip at once; for a video in parts take the draw 'frames'"
             )
         vae: Any = decoder or self.pipeline.vae
         precision = dtype or decoding_dtype(vae)
         at_once = batch or fitting_batch(vae, self.height, self.width, precision)
+        # the first frame too, which all others are matched to
+        self._check_beginning(wanted.start // at_once * at_once, kept)
 
-        def decoded() -> Iterator[Tensor]:
-            waiting: Tensor | None = None
-            for latents in self.parts(length):
-                waiting = latents if waiting is None else torch.cat([waiting, latents], dim=1)
-                ready = waiting.shape[1] // at_once * at_once
-                yield from decode_latents(vae, waiting[:, :ready], batch=at_once, dtype=precision)
+        def decoded(wanted: range) -> Iterator[Tensor]:
+            begin, end = wanted.start // at_once * at_once, min(-(-wanted.stop // at_once) * at_once, self._timeline)
+            number, waiting = begin, torch.empty(0)
+            for latents in self.parts(length, range(begin, end), kept):
+                waiting = latents if number == begin and not len(waiting) else torch.cat([waiting, latents], dim=1)
+                got = number + waiting.shape[1]
+                ready = waiting.shape[1] if got == end else waiting.shape[1] // at_once * at_once
+                for pixels in decode_latents(vae, waiting[:, :ready], batch=at_once, dtype=precision):
+                    new = pixels[max(wanted.start - number, 0) : max(wanted.stop - number, 0)]
+                    number += len(pixels)
+                    if len(new):
+                        yield new
                 waiting = waiting[:, ready:]
-            if waiting is not None:
-                yield from decode_latents(vae, waiting, batch=at_once, dtype=precision)
 
-        return matched_to_first(decoded()) if self.request.match_histogram else decoded()
+        def matched() -> Iterator[Tensor]:
+            first = kept.get(_FIRST_FRAME)
+            if first is None and wanted.start > 0:
+                first = next(decoded(range(1)))
+            for pixels in matched_to_first(decoded(wanted), first if wanted.start > 0 else None):
+                kept.setdefault(_FIRST_FRAME, pixels[:1] if first is None else first)
+                yield pixels
+
+        return matched() if self.request.match_histogram else decoded(wanted)
+
+    @property
+    def _starts(self) -> list[int]:
+        """The first frame that each shot adds to the video."""
+        return [0, *(self.num_first + sum(self.lengths[:k]) for k in range(1, len(self.lengths)))]
+
+    def _check_beginning(self, frame: int, kept: "Checkpoint") -> int:
+        """The shot of a frame, from which on everything can be made.
+
+        Raises:
+            MuseVError: that needs the end of the shot before, and nothing is known of it.
+        """
+        k = bisect_right(self._starts, frame) - 1
+        if k > 0 and _shot_key(k) not in kept:
+            raise MuseVError(
+                f"frame {frame} belongs to shot {k + 1}, which goes on from the end of the one before: begin with a "
+                f"frame of the first shot, 0..{self._starts[1] - 1}, or give the checkpoint of a run that came so far"
+            )
+        return k
 
     @torch.no_grad()
-    def parts(self, length: int | None = None) -> Iterator[Tensor]:
-        """Latents `(4, frames, h, w)` of the video, part after part; None: every shot at once."""
+    def parts(
+        self, length: int | None = None, frames: range | None = None, checkpoint: Checkpoint | None = None
+    ) -> Iterator[Tensor]:
+        """Latents `(4, frames, h, w)` of the video, part after part, see `stream`; None: every shot at once."""
         r = self.request
+        wanted = range(self._timeline) if frames is None else frames
+        kept: Checkpoint = {} if checkpoint is None else checkpoint
+        starts, ends = self._starts, [*self._starts[1:], self._timeline]
+        at = self._check_beginning(wanted.start, kept)
+        self.pictures = dict(self._given)
         condition = first_condition = self._first_frame()
-        places, before = self.places, 0
-        timeline = list(range(self.num_first + self.lengths[0]))
-        start, last = len(timeline), torch.empty(0)
-        for k in range(len(self.lengths)):
+        last = kept[_shot_key(at)].to(self.pipeline.device) if at > 0 else torch.empty(0)
+        handed_on = max(r.num_condition_frames, 1)
+        for k in range(at, len(self.lengths)):
+            if starts[k] >= wanted.stop:
+                return
+            places, timeline, before = self.places, list(range(ends[0])), 0
             if k > 0:
+                kept.setdefault(_shot_key(k), last.cpu())
                 taken: list[int] = []
                 if self.has_condition and r.fixed_condition:
                     condition, taken = first_condition, self.places
                 elif self.has_condition:
                     condition = last
-                    taken = list(range(start - last.shape[2], start))
+                    taken = list(range(starts[k] - last.shape[2], starts[k]))
                 self._move_references(last)
                 places, before = list(range(len(taken))), len(taken)
-                timeline = taken + list(range(start, start + self.lengths[k]))
-                start += self.lengths[k]
-            done, seen = 0, []
-            for latents in self._shot(k, condition, places, timeline, length):
+                timeline = taken + list(range(starts[k], ends[k]))
+            # numbers in the shot's clip: its new frames come after the condition frames which it was handed
+            first = before + max(wanted.start - starts[k], 0)
+            stop = before + min(wanted.stop, ends[k]) - starts[k]
+            number = min(first, stop - handed_on) if ends[k] < wanted.stop else first
+            seen: list[Tensor] = []
+            for latents in self._shot(k, condition, places, timeline, length, range(number, stop)):
                 seen.append(latents)
-                last = torch.cat(seen, dim=2)[:, :, -max(r.num_condition_frames, 1) :]
+                last = torch.cat(seen, dim=2)[:, :, -handed_on:]
                 seen = [last]
-                new = latents[:, :, max(before - done, 0) :]
-                done += latents.shape[2]
+                new = latents[:, :, max(first - number, 0) :]
+                number += latents.shape[2]
                 if new.shape[2]:
                     yield new[0].cpu()
 
     def _shot(
-        self, k: int, condition: Tensor | None, places: list[int], timeline: list[int], length: int | None
+        self,
+        k: int,
+        condition: Tensor | None,
+        places: list[int],
+        timeline: list[int],
+        length: int | None,
+        frames: range,
     ) -> Iterator[Tensor]:
-        """One run of the loop over frames `timeline` of the result, with condition frames at `places` among them."""
+        """One run of the loop over frames `timeline` of the result, with condition frames at `places` among them.
+
+        Of these it makes the `frames`, which are numbers of the clip.
+        """
         from .pipeline import ClipInputs
 
         r = self.request
@@ -368,7 +444,7 @@ class ShotRunner:
         )
         run = "video" if len(self.lengths) == 1 else f"shot {k + 1}/{len(self.lengths)}"
         return self.pipeline.sample_parts(
-            inputs, sampling, length=length, noise=self.noise, observer=self.observer, run=run
+            inputs, sampling, length=length, frames=frames, noise=self.noise, observer=self.observer, run=run
         )
 
     def _picture_inputs(self, **wanted: bool) -> dict[str, Any]:

@@ -61,17 +61,13 @@ SETTINGS = st.fixed_dictionaries(
 ).filter(lambda x: x["overlap"] < x["length"])
 
 
-@given(SETTINGS, st.integers(1, 60), st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.booleans())
-def test_a_part_has_all_that_its_frames_depend_on(windows, frames, length, steps, per_call, per_frame):
-    calls = ClipWindows(frames, [], WindowOptions(**windows), per_call).calls(steps)
-    done, known = 0, {}
-    for part in parts(calls, length, per_frame=per_frame):
-        assert (part.first, part.last) == (done, min(done + length, frames)) and part.start <= done
-        done = part.last
+def check_dependencies(calls, planned_parts, known, per_frame):
+    """Every window of the parts has exact latents, or an earlier part has evaluated it."""
+    for part in planned_parts:
         exact = set(range(part.start, part.stop))  # the frames whose latents are those of the whole clip
         for number, (call, jobs) in enumerate(zip(calls, part.jobs, strict=True)):
             for job in jobs:
-                held = {frame for window in call.jobs[job] for frame in window.generated}
+                held = set(call.frames_of(job))
                 if (number, job) in known:
                     # kept from the frame on which this part begins with
                     assert known[number, job] <= part.start
@@ -82,8 +78,43 @@ def test_a_part_has_all_that_its_frames_depend_on(windows, frames, length, steps
                     known[number, job] = part.keep_from
             exact &= {frame for frame in exact if set(call.holders[frame]) <= set(jobs)}
         assert set(range(part.first, part.last)) <= exact
-    assert done == frames
+
+
+CLIPS = (SETTINGS, st.integers(1, 60), st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.booleans())
+
+
+@given(*CLIPS)
+def test_a_part_has_all_that_its_frames_depend_on(windows, frames, length, steps, per_call, per_frame):
+    calls = ClipWindows(frames, [], WindowOptions(**windows), per_call).calls(steps)
+    planned_parts, known = list(parts(calls, length, per_frame=per_frame)), {}
+    assert [(part.first, part.last) for part in planned_parts] == [
+        (first, min(first + length, frames)) for first in range(0, frames, length)
+    ]
+    assert all(part.start <= part.first for part in planned_parts)
+    check_dependencies(calls, planned_parts, known, per_frame)
     assert len(known) == sum(len(call.jobs) for call in calls)  # every window, and none twice
+
+
+@given(*CLIPS, st.data())
+def test_a_range_of_frames_needs_no_part_before_it(windows, frames, length, steps, per_call, per_frame, data):
+    calls = ClipWindows(frames, [], WindowOptions(**windows), per_call).calls(steps)
+    first = data.draw(st.integers(0, frames - 1))
+    last = data.draw(st.integers(first + 1, frames))
+    planned_parts = list(parts(calls, length, per_frame=per_frame, frames=(first, last)))
+    assert [frame for part in planned_parts for frame in range(part.first, part.last)] == list(range(first, last))
+    check_dependencies(calls, planned_parts, {}, per_frame)
+
+
+@pytest.mark.parametrize("steps", [4, 10])
+def test_beginning_in_the_middle_costs_one_cone(steps):
+    calls, unbroken = planned(1000, 48, steps)
+    alone = list(parts(calls, 48, frames=(480, 1000)))
+    in_all = sum(map(len, evaluated(alone)))
+    # one window more for every step that comes after
+    assert in_all - sum(len(call.jobs_over(480, 1000)) for call in calls) == steps * (steps - 1) // 2
+    # a broken run has also lost what it had run ahead with
+    left = sum(len(jobs) for part, jobs in zip(unbroken, evaluated(unbroken), strict=True) if part.first >= 480)
+    assert in_all - left == steps**2
 
 
 def test_groups_are_the_frames_a_job_is_the_first_to_hold():
@@ -232,6 +263,9 @@ def test_parts_are_bit_for_bit_the_whole_clip(name):
             assert len(streamed) == math.ceil(inputs.num_frames / length)
             assert torch.equal(torch.cat(streamed, dim=2), whole), length
             assert len(calls) == in_all  # no window is evaluated twice
+        for frames in (range(5, 12), range(9, whole.shape[2]), range(1)):
+            alone = list(pipe.sample_parts(inputs, sampling, length=4, frames=frames, noise=noise))
+            assert torch.equal(torch.cat(alone, dim=2), whole[:, :, frames.start : frames.stop]), frames
     finally:
         hook.remove()
 
@@ -267,4 +301,12 @@ def test_the_originals_noise_is_not_drawn_in_parts():
     options = replace(OPTIONS, noise=NoiseOptions(draw="original"))
     with pytest.raises(MuseVError, match="the original draws the noise of a whole clip at once"):
         next(pipeline().sample_parts(clip(21), options, length=4))
+    with pytest.raises(MuseVError, match="the original draws the noise of a whole clip at once"):
+        next(pipeline().sample_parts(clip(21), options, frames=range(3)))
     pipeline().sample(clip(5), replace(options, num_steps=1))
+
+
+@pytest.mark.parametrize("frames", [range(23), range(-1, 4), range(5, 5), range(30, 40)])
+def test_frames_which_the_clip_does_not_have(frames):
+    with pytest.raises(MuseVError, match=r"the clip has the frames 0\.\.21"):
+        next(pipeline().sample_parts(clip(21), OPTIONS, frames=frames))

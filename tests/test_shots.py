@@ -312,9 +312,8 @@ def test_shots_continue_each_others_latents():
     assert [run.name for run in pipe.runs] == ["shot 1/3", "shot 2/3", "shot 3/3"]
     assert torch.equal(two.inputs.condition_latents, one.latents[:, :, -1:])  # no way through pixels
     assert torch.equal(three.inputs.condition_latents, two.latents[:, :, -1:])
-    joined = torch.cat([one.latents, two.latents[:, :, 1:], three.latents[:, :, 1:]], dim=2)
-    assert torch.equal(result.latents, joined[0])
-    assert_different(two.latents[:, :, 1:], one.latents[:, :, 1:])
+    assert torch.equal(result.latents, torch.cat([run.latents for run in pipe.runs], dim=2)[0])
+    assert_different(two.latents, one.latents[:, :, 1:])
 
 
 def test_shots_may_continue_several_frames():
@@ -322,7 +321,7 @@ def test_shots_may_continue_several_frames():
     result = make(pipe, image=picture(), num_shots=2, num_condition_frames=2)
     one, two = pipe.runs
     assert torch.equal(two.inputs.condition_latents, one.latents[:, :, -2:])
-    assert torch.equal(result.latents, torch.cat([one.latents, two.latents[:, :, 2:]], dim=2)[0])
+    assert torch.equal(result.latents, torch.cat([one.latents, two.latents], dim=2)[0])
 
 
 def test_a_fixed_condition_stays_for_all_shots():
@@ -544,7 +543,7 @@ def test_the_same_seed_gives_the_same_video():
     assert_different(make(**request, seed=6).latents[:, 1:], one.latents[:, 1:])
 
 
-@pytest.mark.parametrize(
+STREAMS = pytest.mark.parametrize(
     "request_",
     [
         {"image": picture(), "num_frames": 13},
@@ -556,14 +555,56 @@ def test_the_same_seed_gives_the_same_video():
     ],
     ids=["picture", "shots", "fixed condition frames", "video", "no condition frames", "moving references"],
 )
-@pytest.mark.parametrize("length", [3, None])
-def test_a_stream_gives_the_frames_of_the_whole_video(request_, length):
+
+
+def streamed(request_):
     pipe = make_pipeline("musev_referencenet" if "fixed_reference" in request_ else "musev")
     given = {"prompt": "a girl sings", "num_frames": None, "sampling": SAMPLING, "first_frame": FIRST, **request_}
+    return pipe, given
+
+
+@STREAMS
+@pytest.mark.parametrize("length", [3, None])
+def test_a_stream_gives_the_frames_of_the_whole_video(request_, length):
+    pipe, given = streamed(request_)
     whole = pipe(seed=3, **given).video()
     parts = list(pipe.stream(seed=3, length=length, **given))
     assert torch.equal(torch.cat(parts), whole)
     assert {len(part) for part in parts[1:-1]} <= {CPU_BATCH, CPU_BATCH - 1}  # the first frame may come by itself
+
+
+@STREAMS
+@pytest.mark.parametrize("count", [1, 6, 10])
+def test_another_run_goes_on_where_one_was_broken_off(request_, count):
+    pipe, given = streamed(request_)
+    whole = pipe(seed=3, **given).video()
+    kept: dict[str, torch.Tensor] = {}
+    broken = pipe.plan(VideoRequest(**given), seed=3).stream(3, checkpoint=kept)
+    made = 0
+    while made < count:
+        made += len(next(broken))
+    broken.close()
+    frames = range(count, len(whole))
+    rest = list(pipe.plan(VideoRequest(**given), seed=3).stream(3, frames=frames, checkpoint=kept))
+    assert torch.equal(torch.cat(rest), whole[count:])
+
+
+@STREAMS
+def test_frames_of_the_first_shot_are_made_alone(request_):
+    pipe, given = streamed(request_)
+    whole = pipe(seed=3, **given).video()
+    plan = pipe.plan(VideoRequest(**given), seed=3)
+    first_shot = plan.num_first + plan.lengths[0]
+    for frames in (range(2, 5), range(3, first_shot), range(4), range(1)):
+        assert torch.equal(torch.cat(list(pipe.stream(seed=3, length=3, frames=frames, **given))), whole[frames])
+
+
+def test_frames_of_a_later_shot_need_the_one_before():
+    request = {"image": picture(), "num_frames": 6, "num_shots": 2, "sampling": SAMPLING}
+    with pytest.raises(MuseVError, match=r"frame 8 belongs to shot 2.*a frame of the first shot, 0\.\.6"):
+        make_pipeline().stream("a girl sings", frames=range(9, 12), **request)
+    with pytest.raises(MuseVError, match=r"the video has the frames 0\.\.12, got 5\.\.13"):
+        make_pipeline().stream("a girl sings", frames=range(5, 14), **request)
 
 
 def test_the_first_frames_of_a_stream_come_before_the_last_are_begun():

@@ -33,19 +33,21 @@ class Call:
     def holders(self) -> list[list[int]]:
         """The numbers of the jobs that hold a generated frame, for each."""
         holders: list[list[int]] = [[] for _ in range(self.num_generated)]
-        for number, job in enumerate(self.jobs):
-            for frame in dict.fromkeys(frame for window in job for frame in window.generated):
+        for number in range(len(self.jobs)):
+            for frame in self.frames_of(number):
                 holders[frame].append(number)
         return holders
 
     @cached_property
     def spans(self) -> list[tuple[int, int]]:
         """The first generated frame of every job, and one past its last."""
-        spans = []
-        for job in self.jobs:
-            frames = [frame for window in job for frame in window.generated]
-            spans.append((min(frames), max(frames) + 1))
-        return spans
+        held = [self.frames_of(number) for number in range(len(self.jobs))]
+        return [(min(frames), max(frames) + 1) for frames in held]
+
+    @cached_property
+    def scattered(self) -> bool:
+        """Whether a job's frames have others between them."""
+        return any(end - first > len(self.frames_of(n)) for n, (first, end) in enumerate(self.spans))
 
     @cached_property
     def lowest(self) -> list[int]:
@@ -67,6 +69,10 @@ class Call:
     def group_of(self, frame: int) -> tuple[int, ...]:
         """The frames which are computed together with a generated frame."""
         return self.groups[self.holders[frame][0]]
+
+    def frames_of(self, job: int) -> list[int]:
+        """The generated frames of a job."""
+        return list(dict.fromkeys(frame for window in self.jobs[job] for frame in window.generated))
 
     def jobs_over(self, first: int, last: int) -> list[int]:
         """The jobs which hold one of the generated frames `first..last - 1`."""
@@ -123,11 +129,11 @@ class ClipWindows:
         """The clip's frames which a part's run holds: its own, and all condition frames."""
         return sorted([*self.condition_frames, *self.generated[part.start : part.stop]])
 
-    def finished(self, part: "Part") -> range:
-        """The clip's frames which a part finishes, with the condition frames before each."""
-        begin = 0 if part.first == 0 else self.generated[part.first - 1] + 1
-        end = self.num_frames if part.last == len(self.generated) else self.generated[part.last - 1] + 1
-        return range(begin, end)
+    def makes(self, frames: range) -> tuple[int, int]:
+        """The generated frames (first, one past the last) which a run has to finish for these of the clip; at least
+        one, since a run of condition frames alone is none."""
+        first = min(bisect_left(self.generated, frames.start), len(self.generated) - 1)
+        return first, max(bisect_left(self.generated, frames.stop), first + 1)
 
     def group_of(self, call: Call, frame: int) -> Sequence[int]:
         """The frames of the clip which are computed together with one of them; condition frames are on their own."""
@@ -174,23 +180,36 @@ class Part:
         return self.stop - self.start
 
 
-def parts(calls: Sequence[Call], length: int | None = None, *, per_frame: bool = False) -> Iterator[Part]:
+def parts(
+    calls: Sequence[Call],
+    length: int | None = None,
+    *,
+    per_frame: bool = False,
+    frames: tuple[int, int] | None = None,
+) -> Iterator[Part]:
     """The parts of a clip, `length` generated frames each; None: the whole clip at once.
 
     Args:
         calls: those of the run, in their order.
         per_frame: something besides the windows is computed for every frame (a ControlNet's answer): its groups must
             be whole as well, so that a batch has the same frames in every part.
+        frames: only those which make these (first, one past the last). The first of them has no part before it whose
+            predictions it could take, so it needs a cone on both sides.
+
+    Raises:
+        MuseVError: a part without frames.
     """
-    total = calls[0].num_generated
     if length is not None and length < 1:
         raise MuseVError(f"a part must have at least 1 frame, got {length}")
-    step = total if length is None else length
-    for first in range(0, total, step):
-        last = min(first + step, total)
+    begin, end = frames or (0, calls[0].num_generated)
+    # windows which hold frames from all over the clip leave nothing to a later part
+    together = length is None or (begin > 0 and any(call.scattered for call in dict.fromkeys(calls)))
+    for first in range(begin, end, max(end - begin, 1) if together or length is None else length):
+        last = end if together or length is None else min(first + length, end)
         start = _start(calls, first, per_frame)
-        jobs, stop = _cone(calls, start, last)
-        yield Part(first, last, start, stop, jobs, _start(calls, last, per_frame) if last < total else total)
+        jobs, start, stop = _cone(calls, start, last, alone=first == begin, per_frame=per_frame)
+        following = _start(calls, last, per_frame) if last < end else calls[0].num_generated
+        yield Part(first, last, start, stop, jobs, following)
 
 
 def _start(calls: Sequence[Call], first: int, per_frame: bool) -> int:
@@ -200,14 +219,25 @@ def _start(calls: Sequence[Call], first: int, per_frame: bool) -> int:
     return min(call.lowest[first] for call in dict.fromkeys(calls))
 
 
-def _cone(calls: Sequence[Call], start: int, last: int) -> tuple[tuple[tuple[int, ...], ...], int]:
-    """The jobs of every call that make the frames `start..last - 1`, and one past the last frame they need."""
+def _cone(
+    calls: Sequence[Call], start: int, last: int, *, alone: bool, per_frame: bool
+) -> tuple[tuple[tuple[int, ...], ...], int, int]:
+    """The jobs of every call that make the frames `start..last - 1`, and the range of frames they need.
+
+    `alone`: nothing is known of what lies before, so that the range may begin before `start`.
+    """
     jobs: list[tuple[int, ...]] = []
     for call in reversed(calls):
         chosen = call.jobs_over(start, last)
         jobs.append(tuple(chosen))
-        last = max(last, *(call.spans[number][1] for number in chosen))
-    return tuple(reversed(jobs)), last
+        spans = [call.spans[number] for number in chosen]
+        if alone and per_frame:
+            groups = [call.group_of(frame) for number in chosen for frame in call.frames_of(number)]
+            spans += [(min(group), max(group) + 1) for group in dict.fromkeys(groups)]
+        if alone:
+            start = min(start, *(first for first, _ in spans))
+        last = max(last, *(end for _, end in spans))
+    return tuple(reversed(jobs)), start, last
 
 
 @dataclass(frozen=True)

@@ -265,9 +265,11 @@ def match_histograms(frames: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     return torch.from_numpy(matched).to(frames.device).float() / 255
 
 
-def matched_to_first(parts: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Frames, a few at a time, with the histogram of the first of them; see `match_histograms`."""
-    first: torch.Tensor | None = None
+def matched_to_first(parts: Iterable[torch.Tensor], first: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+    """Frames, a few at a time, with the histogram of the first of them; see `match_histograms`.
+
+    `first (1, H, W, 3)` is given if it came before these frames.
+    """
     for part in parts:
         if first is None:
             first, part = part[:1], part[1:]
