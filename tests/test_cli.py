@@ -7,11 +7,12 @@ import pytest
 import torch
 from support import published
 
-import musev_core.pipeline
 from musev_core.cli import main
 from musev_core.frames.image_files import load_image, save_image
-from musev_core.frames.video import VideoWriter, read_video, write_video
+from musev_core.frames.segments import ResumableVideo
+from musev_core.frames.video import read_video, write_video
 from musev_core.models.unet import MuseVUNet
+from musev_core.tasks import making
 from musev_core.tasks.dead import DEAD_PARAMETERS
 from musev_core.weights.published import PUBLISHED
 
@@ -72,7 +73,7 @@ def test_image_to_video_writes_condition_and_generated_frames(disk, tmp_path, ca
 
 def test_frames_are_written_while_later_ones_are_still_noise(disk, tmp_path, monkeypatch):
     calls, written = [], []
-    forward, write = MuseVUNet.forward, VideoWriter.write
+    forward, write = MuseVUNet.forward, ResumableVideo.write
 
     def counted(net, *args, **kwargs):
         calls.append(1)
@@ -83,8 +84,8 @@ def test_frames_are_written_while_later_ones_are_still_noise(disk, tmp_path, mon
         write(writer, frames)
 
     monkeypatch.setattr(MuseVUNet, "forward", counted)
-    monkeypatch.setattr(VideoWriter, "write", watched)
-    monkeypatch.setattr(musev_core.pipeline, "PART", 4)
+    monkeypatch.setattr(ResumableVideo, "write", watched)
+    monkeypatch.setattr(making, "PART", 4)
     task = image_task(disk).replace("time_size: 3", "time_size: 24")
     assert run(disk, tmp_path, task, "--context_frames", "6", "--context_overlap", "2") == 0
     (path,) = results(tmp_path)

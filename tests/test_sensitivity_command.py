@@ -30,7 +30,7 @@ from musev_core.frames.video import read_video, write_video
 from musev_core.pipeline import SamplingOptions, VideoRequest
 from musev_core.tasks.dead import DEAD_PARAMETERS
 from musev_core.tasks.files import load_tasks
-from musev_core.tasks.results import output_name
+from musev_core.tasks.results import output_name, result_facts
 from musev_core.tasks.runner import result_frames, video_request
 from musev_core.tasks.task import FIELDS, Task
 from musev_core.weights.downloaded import place
@@ -271,7 +271,7 @@ def result_names(task: Task, choice: ModelChoice) -> list[str]:
     (entry,) = choice.entries()
     facts = choice.facts(entry, task.controlnet_name)
     seeds = [(task.seed or 0) + i for i in range(task.n_repeat)]
-    return [output_name(task, model=f"motion-{entry.name}", seed=seed, networks=facts) for seed in seeds]
+    return [output_name(task, result_facts(task, facts), model=f"motion-{entry.name}", seed=seed) for seed in seeds]
 
 
 def test_the_number_of_windows_at_once_is_an_option_too(disk, tmp_path, capsys):

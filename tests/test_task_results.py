@@ -9,7 +9,7 @@ from support.task_inputs import write_inputs
 
 from musev_core.encode.prompts import negative_prompt
 from musev_core.errors import MuseVError
-from musev_core.tasks.results import check_files, frame_count, frame_size, output_name
+from musev_core.tasks.results import check_files, frame_count, frame_size, output_name, result_facts
 from musev_core.tasks.task import Task
 
 SIZE: dict[str, Any] = {"height": 128, "width": 64}
@@ -87,8 +87,12 @@ def test_size_without_a_source_or_from_a_broken_one(tmp_path):
 # ---- names of results
 
 
+def result_name(task: Task, model: str = "musev") -> str:
+    return output_name(task, result_facts(task, {}), model=model, seed=7)
+
+
 def name(**values: Any) -> str:
-    return output_name(make(**({"prompt": "p", "name": "girl"} | SIZE | values)), model="musev", seed=7)
+    return result_name(make(**({"prompt": "p", "name": "girl"} | SIZE | values)))
 
 
 def test_output_name_reads_well_and_never_changes():
@@ -117,7 +121,7 @@ def test_output_name_tells_apart_what_differs_in_the_result(folder):
     ]
     assert len({name(**values) for values in different}) == len(different)
     task = make(prompt="p", name="girl", **SIZE)
-    assert output_name(task, model="a/b", seed=7)[-5:] != output_name(task, model="a:b", seed=7)[-5:]
+    assert result_name(task, "a/b")[-5:] != result_name(task, "a:b")[-5:]
 
 
 def test_output_name_goes_by_what_pictures_show_not_where_they_lie(folder):
@@ -147,7 +151,7 @@ def test_output_name_is_safe_on_file_systems(given, start):
 )
 def test_base_models_whose_names_begin_alike_are_told_apart_in_every_part_of_the_name(begins):
     task = make(prompt="p", name="\u821e" * 60, **SIZE)
-    one, two = (output_name(task, model=f"{begins}{end}", seed=7) for end in ("one", "two"))
+    one, two = (result_name(task, f"{begins}{end}") for end in ("one", "two"))
     labels = [result.rpartition("_64x128_")[0] for result in (one, two)]
     assert labels[0] != labels[1] and all(len(result.encode()) <= 230 for result in (one, two))
 

@@ -262,7 +262,7 @@ def test_a_target_that_a_player_holds_open_costs_no_video(tmp_path, name, monkey
     replace = os.replace
 
     def refuse(old, new):  # as Windows does
-        if Path(new) == taken or Path(new).parent == taken:
+        if taken in (Path(old), Path(new)):
             raise PermissionError(13, "being used by another process", str(new))
         replace(old, new)
 

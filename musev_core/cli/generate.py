@@ -5,15 +5,13 @@ import logging
 import random
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..encode.prompts import NEGATIVE_EMBEDDINGS
 from ..errors import MuseVError
 from ..file_names import made_folder
 from ..tasks.task import FIELDS, Task
-from ..values import SEEDS
 from ..weights.downloaded import fetch_it
 from .failures import Failures
 from .generate_options import FILE_TYPES, add_arguments
@@ -21,9 +19,8 @@ from .model_choice import ModelChoice
 from .terminal import add_command, say
 
 if TYPE_CHECKING:
-    from ..pipeline import MuseVPipeline
+    from ..tasks.making import Job, Output
     from ..tasks.model_table import ModelEntry
-    from .progress import TerminalProgress
 
 log = logging.getLogger(__name__)
 MAX_RANDOM_SEED = 10**8  # as the original draws them
@@ -51,6 +48,7 @@ def generate(options: argparse.Namespace) -> int:
     A task or model that fails does not end the others: it is named when that happens and at the end.
     """
     from ..tasks.files import load_tasks
+    from ..tasks.making import Output
 
     path = options.tasks or options.test_data_path
     if path is None:
@@ -68,13 +66,22 @@ def generate(options: argparse.Namespace) -> int:
     failures = Failures()
     tasks = load_tasks(path, defaults=defaults, targets=targets, refuse=failures.add, unused=choice.unused())
     tasks = _with_controls(tasks, choice, failures)
+    output = Output(
+        made_folder(options.output_dir),
+        FILE_TYPES[options.save_filetype],
+        images=options.save_images,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        n_cols=options.n_cols,
+        write_info=options.write_info,
+    )
     _warn_of_embeddings(tasks, choice)
     for entry in choice.entries():
         suiting = [task for task in tasks if entry.suits(style=task.style, sex=task.sex)]
-        jobs = _open_jobs(suiting, entry, choice, options, failures)
+        jobs = _open_jobs(suiting, entry, choice, output, failures)
         with failures.of(f"Model {entry.name!r}"):
             if jobs:
-                _run_jobs(jobs, entry, choice, options, failures)
+                _run_jobs(jobs, entry, choice, output, failures)
     if failures:
         say(f"musev: not everything was made.\n{failures.summary}", file=sys.stderr)
     return failures.status
@@ -105,49 +112,39 @@ def _warn_of_embeddings(tasks: Sequence[Task], choice: ModelChoice) -> None:
 
 
 def _open_jobs(
-    tasks: Sequence[Task], entry: "ModelEntry", choice: ModelChoice, options: argparse.Namespace, failures: Failures
-) -> list[tuple[Task, int, Path]]:
-    """(task, seed, target) of every result which does not exist yet."""
-    jobs = []
+    tasks: Sequence[Task], entry: "ModelEntry", choice: ModelChoice, output: "Output", failures: Failures
+) -> list["Job"]:
+    """Every video which does not exist yet."""
+    from ..tasks.making import open_jobs
+
+    jobs: list[Job] = []
+    model = f"{choice.variant or choice.musev.stem}-{entry.name}"
     for task in tasks:
         with failures.of(f"Task {task.name!r}"):
-            jobs += _repeats(task, entry, choice, options)
+            networks = choice.facts(entry, task.controlnet_name)
+            jobs += open_jobs(
+                task, output, model=model, networks=networks, random_seed=lambda: random.randint(0, MAX_RANDOM_SEED)
+            )
     return jobs
 
 
-def _repeats(
-    task: Task, entry: "ModelEntry", choice: ModelChoice, options: argparse.Namespace
-) -> Iterator[tuple[Task, int, Path]]:
-    from ..tasks.results import output_name
-
-    model = f"{choice.variant or choice.musev.stem}-{entry.name}"
-    networks = choice.facts(entry, task.controlnet_name)
-    for repeat in range(task.n_repeat):
-        seed = random.randint(0, MAX_RANDOM_SEED) if task.seed is None else (task.seed + repeat) % SEEDS
-        name = output_name(task, model=model, seed=seed, networks=networks)
-        target = options.output_dir / f"{name}{FILE_TYPES[options.save_filetype]}"
-        if target.exists() and not options.overwrite:
-            log.info("%s exists and is skipped (--overwrite makes it anew)", target)
-        else:
-            yield task, seed, target
-
-
 def _run_jobs(
-    jobs: Sequence[tuple[Task, int, Path]],
+    jobs: Sequence["Job"],
     entry: "ModelEntry",
     choice: ModelChoice,
-    options: argparse.Namespace,
+    output: "Output",
     failures: Failures,
 ) -> None:
     import torch
 
     from ..loading import load_pipeline, plan_controlnet
+    from ..tasks.making import make_video
     from .progress import TerminalProgress
 
-    made_folder(options.output_dir)
     progress = TerminalProgress()
+    options = choice.options
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    names = sorted({x for task, _, _ in jobs for x in task.controlnet_name})
+    names = sorted({x for job in jobs for x in job.task.controlnet_name})
     planned = {name: plan_controlnet(path) for name, path in choice.controlnets(names).items()}
     pipeline = load_pipeline(choice.files(entry), device=options.device, dtype=dtype, progress=progress.loading)
     parameter = next(pipeline.unet.parameters())
@@ -155,52 +152,17 @@ def _run_jobs(
     for name, plan in planned.items():
         progress.loading(f"ControlNet {name}")
         controlnets[name] = plan.load(parameter.dtype).to(parameter.device)
-    for task, seed, target in jobs:
-        with failures.of(f"Task {task.name!r}"):
-            _run_job(pipeline, task, seed, target, controlnets, choice, options, progress)
+    for job in jobs:
+        with failures.of(f"Task {job.task.name!r}"):
+            path = make_video(
+                pipeline,
+                job,
+                output,
+                controlnets=controlnets,
+                annotators=choice.annotators,
+                scheduler=choice.scheduler,
+                observer=progress.observer,
+                writing=progress.writing,
+            )
+            say(str(path))
         progress.close()
-
-
-def _run_job(
-    pipeline: "MuseVPipeline",
-    task: Task,
-    seed: int,
-    target: Path,
-    controlnets: Mapping[str, Any],
-    choice: ModelChoice,
-    options: argparse.Namespace,
-    progress: "TerminalProgress",
-) -> None:
-    from ..frames.video import VideoWriter
-    from ..pipeline import PART
-    from ..tasks.runner import result_frames, video_request, without_unused_pictures
-
-    log.info("task %s, seed %d", task.name, seed)
-    request = video_request(
-        task,
-        controlnets=controlnets,
-        annotators=choice.annotators,
-        device=pipeline.device,
-        scheduler=choice.scheduler,
-    )
-    request = without_unused_pictures(request, pipeline.picture_networks())
-    steps = {"first frame": request.first_frame.num_steps, "video": request.sampling.num_steps}
-    # before the long work, which must not end at a name that is taken
-    writers = [VideoWriter(target, fps=task.fps, overwrite=options.overwrite)]
-    if options.save_images and target.suffix:
-        writers.append(VideoWriter(target.with_suffix(""), fps=task.fps, overwrite=options.overwrite))
-    shots = pipeline.plan(request, seed=seed, observer=progress.observer(steps))
-    stream = shots.stream(None if task.noise_draw == "original" else PART)
-    result = result_frames(task, shots, stream, n_cols=options.n_cols, write_info=options.write_info)
-    frames = progress.writing(result, shots.num_frames)
-    try:
-        for part in frames:
-            for writer in writers:
-                writer.write(part)
-    except BaseException:
-        for writer in writers:
-            writer.discard()
-        raise
-    for writer in writers:
-        writer.close()
-    say(str(writers[0].path))

@@ -136,6 +136,10 @@ def _add_model_arguments(group: Any) -> None:
 def _add_output_arguments(group: Any) -> None:
     group.add_argument("--output_dir", type=Path, default=Path("results"), help="where the results go")
     group.add_argument("--overwrite", action="store_true", help="make and replace results which exist already")
+    group.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="go on with videos which another run has begun; --no-resume begins them anew",
+    )  # fmt: skip
     group.add_argument("--save_filetype", choices=list(FILE_TYPES), default="mp4", help="format of the results")
     group.add_argument("--save_images", action="store_true", help="write every frame as a PNG file as well")
     group.add_argument("--write_info", action="store_true", help="write name and frame number into the pictures")

@@ -11,6 +11,7 @@ from .failures import explain
 from .generate import add_generate
 from .models import add_models
 from .pose import add_pose
+from .stopping import stoppable
 from .streams import steady_streams
 from .terminal import add_command, say
 from .train import add_train
@@ -19,6 +20,7 @@ log = logging.getLogger("musev_core")
 
 
 @steady_streams()
+@stoppable()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 

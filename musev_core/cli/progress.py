@@ -44,9 +44,9 @@ class TerminalProgress:
 
         return Observer(on_window=window)
 
-    def writing(self, parts: Iterable[Tensor], total: int) -> Iterator[Tensor]:
-        """Passes frames on while counting them; the runs of the pipeline are told beside the count."""
-        self._open(f"making {total} frames", total)
+    def writing(self, parts: Iterable[Tensor], first: int, total: int) -> Iterator[Tensor]:
+        """Passes frames on while counting them from `first`; the runs of the pipeline are told beside the count."""
+        self._open(f"making {total} frames", total, first)
         self._counts_frames = True
         for part in parts:
             yield part
@@ -59,11 +59,13 @@ class TerminalProgress:
             self._bar.close()
         self._bar, self._run, self._counts_frames = None, "", False
 
-    def _open(self, title: str, total: int) -> None:
+    def _open(self, title: str, total: int, done: int = 0) -> None:
         from tqdm import tqdm
 
         self.close()
         if not sys.stderr.isatty():
             log.info("%s", title)
         layout = "{desc}" if total == 0 else None
-        self._bar = tqdm(total=total or None, desc=title, bar_format=layout, disable=None, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=total or None, initial=done, desc=title, bar_format=layout, disable=None, dynamic_ncols=True
+        )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from av import VideoFrame
 
 log = logging.getLogger(__name__)
+_SMALL = 128  # pixels; below, x264 with its macroblock tree makes different files of the same frames
 
 
 class PngFolder:
@@ -28,12 +29,12 @@ class PngFolder:
 
     def add(self, rgb: np.ndarray) -> None:
         """Writes one frame, uint8 `(H, W, 3)`."""
-        save_image(self.path / _frame_name(self.count), torch.from_numpy(rgb)[None])
+        save_image(self.path / frame_name(self.count), torch.from_numpy(rgb)[None])
         self.count += 1
 
     def close(self) -> None:
         """Gives all names the same number of digits, for those who sort names by their letters."""
-        longest = len(_frame_name(self.count - 1))
+        longest = len(frame_name(self.count - 1))
         for file in list(self.path.iterdir()) if self.count > 10_000 else ():
             file.rename(file.with_name(file.name.zfill(longest)))
 
@@ -41,8 +42,9 @@ class PngFolder:
         """Nothing is left to do."""
 
 
-def _frame_name(number: int) -> str:
-    return f"{number:04d}.png"
+def frame_name(number: int, total: int = 0) -> str:
+    """The file of a frame; with as many digits as sort all `total` of them."""
+    return f"{number:0{max(4, len(str(total - 1)))}d}.png"
 
 
 class Encoder:
@@ -64,7 +66,7 @@ class Encoder:
         """Opens the file."""
         import av
 
-        self.container = av.open(str(path), "w", format=muxer, options=_MUXER_OPTIONS[muxer])
+        self.container = av.open(str(path), "w", format=muxer, options=MUXER_OPTIONS[muxer])
         self.stream: Any = self.container.add_stream(codec, rate=rate, options=options)
         self.stream.height, self.stream.width = size
         self.stream.pix_fmt = pix_fmt
@@ -113,6 +115,8 @@ def _open_mp4(path: Path, size: tuple[int, int], rate: Fraction, crf: int) -> En
         return to_yuv.pull()
 
     options = {"crf": str(crf)}
+    if min(height, width) < _SMALL:
+        options["x264-params"] = "mbtree=0"
     encoder = Encoder(path, "mp4", "libx264", (height, width), rate, convert, pix_fmt="yuv420p", options=options)
     context = encoder.stream.codec_context
     context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1  # BT.709, 16..235
@@ -155,4 +159,4 @@ def _open_folder(path: Path, size: tuple[int, int], rate: Fraction, crf: int) ->
 
 # by suffix: (path, (height, width), frames per second, crf) -> encoder
 ENCODERS = {".mp4": _open_mp4, ".gif": _open_gif, ".webp": _open_webp, "": _open_folder}
-_MUXER_OPTIONS = {"mp4": {"movflags": "+faststart"}, "gif": {"loop": "0"}, "webp": {"loop": "0"}}
+MUXER_OPTIONS = {"mp4": {"movflags": "+faststart"}, "gif": {"loop": "0"}, "webp": {"loop": "0"}}

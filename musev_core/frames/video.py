@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import logging
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from ..errors import MuseVError
 from ..file_names import long_path, shown
 from .decoders import PictureFolder, VideoFile, open_source
 from .encoders import ENCODERS, Encoder, PngFolder
+from .folders import replace_folder
 from .images import to_uint8
 
 log = logging.getLogger(__name__)
@@ -265,12 +265,7 @@ class VideoWriter:
 
     def _put_in_place(self) -> None:
         target = self._target
-        if not target.is_dir():
+        if target.is_dir():
+            replace_folder(self._part, target, keep=self._part.with_suffix(".old"))
+        else:
             os.replace(self._part, target)
-            return
-        for old in target.iterdir():
-            if re.fullmatch(r"\d{4,}\.png", old.name):
-                old.unlink()
-        for new in sorted(self._part.iterdir()):
-            os.replace(new, target / new.name)
-        self._part.rmdir()

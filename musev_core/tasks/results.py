@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..config import MAX_SIDE
@@ -96,29 +95,36 @@ def _files(task: "Task") -> Iterator[tuple[str, Path]]:
                 yield key, path
 
 
-def output_name(task: "Task", *, model: str, seed: int, networks: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """`<name>_<model>_<w>x<h>_<frames>f_s<seed>_<hash>`: the result's file name without extension.
+def result_facts(task: "Task", networks: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides the frames of a task's result but its seed: what is not at its default, by name.
 
-    The original spells out two dozen parameters (extra.md 7.2): too long for some file systems, hard to read, and two
-    runs which differ in an unlisted one (steps, the video) overwrite each other. Here the hash stands for everything
-    that changes the result: model, seed, and all parameters that are not at their default, with pictures and videos by
-    content; `networks` are what else the model is made of. So a run finds its own file again, from another folder too,
-    and a parameter added later renames nothing.
+    Pictures and videos count by their content, sizes by what they lead to; `networks` are those that make the result.
     """
-    width, height = frame_size(task)
-    facts: dict[str, Any] = {"model": model, "seed": seed, "size": [width, height]}
+    facts: dict[str, Any] = {"size": list(frame_size(task))}
     if networks:
         facts["networks"] = dict(networks)
     defaults = type(task)(prompt="")
     for key, info in field_infos(task).items():
         value = getattr(task, key)
-        sized = key in ("height", "width", "img_length_ratio")  # count by the size they lead to
+        sized = key in ("height", "width", "img_length_ratio")
         if info.affects_result and info.kind is not Path and not sized and value != getattr(defaults, key):
             facts[key] = value
     for key, path in _files(task):
         with blame(f"Task {task.name!r}: {key}"):
             facts.setdefault(key, []).append(_content(path))
-    code = short_code(json.dumps(facts, sort_keys=True))
+    return facts
+
+
+def output_name(task: "Task", facts: Mapping[str, Any], *, model: str, seed: int) -> str:
+    """`<name>_<model>_<w>x<h>_<frames>f_s<seed>_<hash>`: the result's file name without extension.
+
+    The original spells out two dozen parameters (extra.md 7.2): too long for some file systems, hard to read, and two
+    runs which differ in an unlisted one (steps, the video) overwrite each other. Here the hash stands for model, seed
+    and all `result_facts`. So a run finds its own file again, from another folder too, and a parameter added later
+    renames nothing.
+    """
+    width, height = facts["size"]
+    code = short_code(json.dumps({**facts, "model": model, "seed": seed}, sort_keys=True))
     name, model = portable_name(task.name, 40, fallback="task"), portable_name(model, 48, fallback="model")
     return f"{name}_{model}_{width}x{height}_{frame_count(task)}f_s{seed}_{code}"
 

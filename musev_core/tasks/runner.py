@@ -188,16 +188,23 @@ def _controls(
 
 
 def result_frames(
-    task: Task, shots: ShotRunner, frames: Iterable[Tensor], *, n_cols: int = 3, write_info: bool = False
+    task: Task,
+    shots: ShotRunner,
+    frames: Iterable[Tensor],
+    *,
+    first: int = 0,
+    n_cols: int = 3,
+    write_info: bool = False,
 ) -> Iterator[Tensor]:
     """The frames to write: those that `shots` makes, beside them source and control maps if the task asks for them.
 
-    `n_cols` videos at most stand in a row; `write_info` writes what they are and the frame number into the pictures.
+    `first` is the number of the first of the frames. `n_cols` videos at most stand in a row; `write_info` writes what
+    they are and the frame number into the pictures.
     """
     source = shots.source() if task.need_return_videos else None
     before = [] if source is None else [source]
     beside = [hints.permute(0, 2, 3, 1) for hints in shots.hints] if task.need_return_condition else []
-    start = 0
+    start = first
     for part in frames:
         columns = [_rows(x, start, len(part)) for x in before] + [part] + [_rows(x, start, len(part)) for x in beside]
         if write_info:
