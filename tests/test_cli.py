@@ -154,6 +154,56 @@ def test_video_to_video_with_a_controlnet_shows_source_and_maps_beside_it(disk, 
     assert read_video(results(tmp_path)[0]).frames.shape == (4, 64, 3 * 64, 3)
 
 
+def test_parts_of_a_video_are_made_alone_and_joined(disk, tmp_path, capsys):
+    task = image_task(disk).replace("time_size: 3", "time_size: 24")
+    windows = ("--context_frames", "6", "--context_overlap", "2", "--video_num_inference_steps", "3")
+    assert run(disk, tmp_path, task, *windows, "--save_filetype", "images") == 0
+    (whole,) = results(tmp_path)
+    assert run(disk, tmp_path, task, *windows, "--save_filetype", "images", "--frames", "7:16") == 0
+    (part,) = set(results(tmp_path)) - {whole}
+    assert part.name == f"{whole.name}_frames_000007_000016"
+    assert torch.equal(read_video(part).frames, read_video(whole).frames[7:16])
+    for frames in (":9", "9:"):
+        assert run(disk, tmp_path / "mp4", task, *windows, "--frames", frames) == 0
+    files = results(tmp_path / "mp4")
+    assert [file.name.split("_frames_")[1] for file in files] == ["000000_000009.mp4", "000009_000025.mp4"]
+    assert main(["join", *map(str, files)]) == 0
+    assert len(read_video(tmp_path / "mp4" / "results" / f"{whole.name}.mp4").frames) == 25
+
+
+@pytest.mark.parametrize(
+    ("frames", "said"),
+    [
+        ("2:9", r"--frames 2:9: a part of this video lies within 0:4"),
+        ("4:", r"--frames 4:4: a part of this video lies within 0:4"),
+    ],
+)
+def test_frames_that_the_video_does_not_have(disk, tmp_path, frames, said, monkeypatch, capsys):
+    monkeypatch.setattr(MuseVUNet, "forward", None)  # would end the run otherwise
+    assert run(disk, tmp_path, image_task(disk), "--frames", frames) == 1
+    assert said in capsys.readouterr().err and results(tmp_path) == []
+    assert run(disk, tmp_path, image_task(disk), "--frames", "1:2", "--noise_draw", "original") == 1
+    assert "take noise_draw: frames for a part of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [("--frames", "3"), ("--frames", "a:b"), ("--share", "3/2"), ("--share", "0/2")])
+def test_parts_and_shares_that_are_none(disk, tmp_path, options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(disk, tmp_path, image_task(disk), *options)
+    assert ended.value.code == 2 and "expected" in capsys.readouterr().err
+
+
+def test_shares_make_everything_once(disk, tmp_path):
+    tasks = image_task(disk) + image_task(disk).replace("name: one", "name: two") + "  n_repeat: 3\n"
+    made = []
+    for share in ("1/3", "2/3", "3/3"):
+        assert run(disk, tmp_path / share[0], tasks, "--share", share) == 0
+        assert run(disk, tmp_path / share[0], tasks, "--share", share) == 0  # what exists changes no share
+        made.append([path.name for path in results(tmp_path / share[0])])
+    assert [len(names) for names in made] == [2, 1, 1]
+    assert len(set(sum(made, []))) == 4
+
+
 def test_write_info_marks_every_frame_with_name_and_number(disk, tmp_path):
     for name, options in (("plain", ()), ("marked", ("--write_info",))):
         assert run(disk, tmp_path / name, image_task(disk), "--save_filetype", "images", *options) == 0

@@ -1,11 +1,12 @@
 """`musev generate`: the run from a task file to video files."""
 
 import argparse
+import itertools
 import logging
 import random
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..encode.prompts import NEGATIVE_EMBEDDINGS
@@ -70,15 +71,18 @@ def generate(options: argparse.Namespace) -> int:
         made_folder(options.output_dir),
         FILE_TYPES[options.save_filetype],
         images=options.save_images,
+        frames=options.frames,
         overwrite=options.overwrite,
         resume=options.resume,
         n_cols=options.n_cols,
         write_info=options.write_info,
     )
     _warn_of_embeddings(tasks, choice)
+    number, count = options.share
+    turns = itertools.cycle([turn == number for turn in range(1, count + 1)])
     for entry in choice.entries():
         suiting = [task for task in tasks if entry.suits(style=task.style, sex=task.sex)]
-        jobs = _open_jobs(suiting, entry, choice, output, failures)
+        jobs = _open_jobs(suiting, entry, choice, output, turns, failures)
         with failures.of(f"Model {entry.name!r}"):
             if jobs:
                 _run_jobs(jobs, entry, choice, output, failures)
@@ -112,9 +116,14 @@ def _warn_of_embeddings(tasks: Sequence[Task], choice: ModelChoice) -> None:
 
 
 def _open_jobs(
-    tasks: Sequence[Task], entry: "ModelEntry", choice: ModelChoice, output: "Output", failures: Failures
+    tasks: Sequence[Task],
+    entry: "ModelEntry",
+    choice: ModelChoice,
+    output: "Output",
+    turns: Iterator[bool],
+    failures: Failures,
 ) -> list["Job"]:
-    """Every video which does not exist yet."""
+    """Every video of this run's share which does not exist yet."""
     from ..tasks.making import open_jobs
 
     jobs: list[Job] = []
@@ -123,7 +132,12 @@ def _open_jobs(
         with failures.of(f"Task {task.name!r}"):
             networks = choice.facts(entry, task.controlnet_name)
             jobs += open_jobs(
-                task, output, model=model, networks=networks, random_seed=lambda: random.randint(0, MAX_RANDOM_SEED)
+                task,
+                output,
+                model=model,
+                networks=networks,
+                random_seed=lambda: random.randint(0, MAX_RANDOM_SEED),
+                turns=turns,
             )
     return jobs
 

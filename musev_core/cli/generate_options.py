@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,22 @@ class _OnByDefault(argparse.BooleanOptionalAction):
                 option_string,
                 self.dest,
             )
+
+
+def _frames(text: str) -> tuple[int | None, int | None]:
+    match = re.fullmatch(r"(\d{0,9}):(\d{0,9})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected two frame numbers such as 480:960, 480: or :480, got {text!r}")
+    start, stop = (int(number) if number else None for number in match.groups())
+    return start, stop
+
+
+def _share(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    number, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"expected a share such as 2/8, from 1/8 to 8/8, got {text!r}")
+    return number, count
 
 
 def _add_model_arguments(group: Any) -> None:
@@ -139,6 +156,14 @@ def _add_output_arguments(group: Any) -> None:
     group.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True,
         help="go on with videos which another run has begun; --no-resume begins them anew",
+    )  # fmt: skip
+    group.add_argument(
+        "--frames", type=_frames, default=":", metavar="A:B",
+        help="make only the frames A..B-1 of every video, as files which `musev join` puts together",
+    )  # fmt: skip
+    group.add_argument(
+        "--share", type=_share, default="1/1", metavar="I/N",
+        help="make only every N-th video, from the I-th on: N machines with 1/N to N/N make all of them",
     )  # fmt: skip
     group.add_argument("--save_filetype", choices=list(FILE_TYPES), default="mp4", help="format of the results")
     group.add_argument("--save_images", action="store_true", help="write every frame as a PNG file as well")

@@ -1,4 +1,4 @@
-"""The command `musev`: demo, generate, models, pose, train, bench."""
+"""The command `musev`: demo, generate, join, models, pose, train, bench."""
 
 import argparse
 import logging
@@ -9,6 +9,7 @@ from typing import Any
 from .demo import add_demo
 from .failures import explain
 from .generate import add_generate
+from .join import add_join
 from .models import add_models
 from .pose import add_pose
 from .stopping import stoppable
@@ -52,7 +53,7 @@ def _run(arguments: list[str]) -> int:
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="musev", description="Videos of a person that stays that person.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_demo, add_generate, add_models, add_pose, add_train):
+    for add in (add_demo, add_generate, add_join, add_models, add_pose, add_train):
         add(commands)
     _add_bench(commands, chosen == "bench")
     return parser

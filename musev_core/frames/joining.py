@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
@@ -43,6 +44,40 @@ def join_videos(path: Path, parts: Sequence[Path], *, fps: float) -> None:
     encoder.close()
 
 
+def range_ending(first: int, stop: int) -> str:
+    """What the name of a file ends in that holds the frames `first..stop - 1` of a video."""
+    return f"_frames_{first:06d}_{stop:06d}"
+
+
+def in_order(files: Sequence[Path]) -> tuple[Path, list[Path]]:
+    """The video whose parts are `files`, by their names; and these in their order.
+
+    Raises:
+        MuseVError: names that are not those of `range_ending`, parts of several videos, or frames that are missing or
+            come twice.
+    """
+    parts = []
+    for file in files:
+        match = re.fullmatch(r"(.+)_frames_(\d{6,})_(\d{6,})", file.stem)
+        if match is None:
+            raise MuseVError(
+                f"{shown(file)} is not named as a part of a video (NAME_frames_000000_000048.mp4), as musev generate "
+                "--frames does. Say with --output where the video goes; its parts are then joined as they are given."
+            )
+        parts.append((match[1], int(match[2]), int(match[3]), file))
+    names = sorted({name for name, *_ in parts})
+    if len(names) > 1:
+        raise MuseVError(f"These are parts of {len(names)} videos: {', '.join(names)}. Give those of one.")
+    parts.sort(key=lambda part: part[1:3])
+    at = 0
+    for _, first, stop, file in parts:
+        if first != at:
+            problem = f"the frames {at}..{first - 1} are missing" if first > at else f"frame {first} comes twice"
+            raise MuseVError(f"Before {shown(file)}, {problem}.")
+        at = stop
+    return parts[0][3].with_name(names[0] + parts[0][3].suffix), [file for *_, file in parts]
+
+
 def _format(part: Path) -> tuple[int, int, bytes]:
     """Height, width and what a decoder has to know before the first frame."""
     with ExitStack() as stack:
@@ -68,25 +103,27 @@ def _stream(stack: ExitStack, part: Path) -> Any:
 def _join_packets(path: Path, parts: Sequence[Path], rate: Fraction) -> None:
     import av
 
+    # a packet is decoded as many frames before it is shown as the parts need at most; a short part alone needs none
+    shown_at = [number for _, number in _packets(parts, rate)]
+    delay = max(i - number for i, number in enumerate(shown_at))
     with av.open(str(path.absolute()), "w", format="mp4", options=MUXER_OPTIONS["mp4"]) as output:
         target: Any = None
-        first = 0
-        for part in parts:
-            with ExitStack() as stack:
-                stream = _stream(stack, part)
-                if target is None:
-                    target = output.add_stream_from_template(stream)
-                count = 0
-                for packet in _packets(stream):
-                    shift = round(first / rate / packet.time_base)
-                    packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
-                    packet.stream = target
-                    output.mux(packet)
+        for i, (packet, number) in enumerate(_packets(parts, rate)):
+            if target is None:
+                target = output.add_stream_from_template(packet.stream)
+            packet.pts, packet.dts = (round(n / rate / packet.time_base) for n in (number, i - delay))
+            packet.stream = target
+            output.mux(packet)
+
+
+def _packets(parts: Sequence[Path], rate: Fraction) -> Iterator[tuple[Any, int]]:
+    """The packets of all parts in the order of decoding, and the number of each one's frame."""
+    first = 0
+    for part in parts:
+        with ExitStack() as stack:
+            stream, count = _stream(stack, part), 0
+            for packet in stream.container.demux(stream):
+                if packet.dts is not None:  # the last one, which only says that there are no more
+                    yield packet, first + round(packet.pts * packet.time_base * rate)
                     count += 1
-                first += count
-
-
-def _packets(stream: Any) -> Iterator[Any]:
-    for packet in stream.container.demux(stream):
-        if packet.dts is not None:  # the last one, which only says that there are no more
-            yield packet
+            first += count

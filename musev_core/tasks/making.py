@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ..encode.vae import decoding_dtype, fitting_batch
+from ..errors import MuseVError
+from ..frames.joining import range_ending
 from ..frames.run_file import RunFile, unfinished
 from ..frames.segments import ResumableVideo, identity
 from ..pipeline import PART, MuseVPipeline, Observer
 from ..values import SEEDS
-from .results import output_name, result_facts
+from .results import frame_count, output_name, result_facts
 from .runner import result_frames, video_request, without_unused_pictures
 from .task import Task
 
@@ -29,6 +31,7 @@ class Output:
         folder: it may not exist yet.
         suffix: .mp4, .gif, .webp, or none for a folder of PNG files.
         images: make such a folder as well.
+        frames: only these of every video, as a file of their own; None stands for the first, or for all that follow.
         overwrite: make and replace what exists already.
         resume: go on with what another run has begun.
         n_cols, write_info: see `result_frames`.
@@ -37,6 +40,7 @@ class Output:
     folder: Path
     suffix: str = ".mp4"
     images: bool = False
+    frames: tuple[int | None, int | None] = (None, None)
     overwrite: bool = False
     resume: bool = True
     n_cols: int = 3
@@ -45,15 +49,22 @@ class Output:
 
 @dataclass(frozen=True)
 class Job:
-    """A video that does not exist yet, or not wholly."""
+    """A video that does not exist yet, or not wholly; or the `frames` of it which are asked for."""
 
     task: Task
     seed: int
     video: ResumableVideo
+    frames: tuple[int, int | None]
 
 
 def open_jobs(
-    task: Task, output: Output, *, model: str, networks: Mapping[str, Any], random_seed: Callable[[], int]
+    task: Task,
+    output: Output,
+    *,
+    model: str,
+    networks: Mapping[str, Any],
+    random_seed: Callable[[], int],
+    turns: Iterator[bool],
 ) -> Iterator[Job]:
     """The videos of a task which are not finished, one for every repeat; checked, with nothing made or written.
 
@@ -61,27 +72,51 @@ def open_jobs(
 
     Args:
         model: the name of what makes them; `networks`: see `result_facts`.
+        turns: for every repeat, whether it is this run's to make it.
 
     Raises:
-        MuseVError: see `ResumableVideo`, `frame_size`.
+        MuseVError: see `ResumableVideo`, `frame_size`; frames that the video will not have.
     """
     facts = result_facts(task, networks)
-    shown = {"n_cols": output.n_cols, "write_info": task.name if output.write_info else False}
+    frames, ending = _range(task, output)
+    shown: dict[str, Any] = {"n_cols": output.n_cols, "write_info": task.name if output.write_info else False}
+    if ending:
+        shown["frames"] = frames
     whole = identity({**facts, **shown}, fps=task.fps, images=output.images)
     # an original noise is drawn at once for the whole clip, so nothing of it can be made later
     resume = output.resume and task.noise_draw != "original"
     begun = _begun_seeds(output, whole) if resume and task.seed is None else []
     for repeat in range(task.n_repeat):
+        if not next(turns):
+            continue
         seed = begun.pop(0) if begun else random_seed() if task.seed is None else (task.seed + repeat) % SEEDS
         name = output_name(task, facts, model=model, seed=seed)
-        target = output.folder / f"{name}{output.suffix}"
+        target = output.folder / f"{name}{ending}{output.suffix}"
         if target.exists() and not output.overwrite and not RunFile.exists(target):
             log.info("%s exists and is skipped (--overwrite makes it anew)", target)
             continue
         video = ResumableVideo(
             target, fps=task.fps, facts=whole, images=output.images, overwrite=output.overwrite, resume=resume
         )
-        yield Job(task, seed, video)
+        yield Job(task, seed, video, frames)
+
+
+def _range(task: Task, output: Output) -> tuple[tuple[int, int | None], str]:
+    """The first frame and one past the last, None for the end; and what the file's name ends in."""
+    start, stop = output.frames
+    if start is None and stop is None:
+        return (0, None), ""
+    total = frame_count(task)
+    first, last = start or 0, total if stop is None else stop
+    if not 0 <= first < last <= total:
+        raise MuseVError(
+            f"--frames {first}:{last}: a part of this video lies within 0:{total}, the last number not included."
+        )
+    if task.noise_draw == "original":
+        raise MuseVError(
+            "--frames: the original draws the noise of a whole clip at once; take noise_draw: frames for a part of it."
+        )
+    return (first, None if stop is None else last), range_ending(first, last)
 
 
 def _begun_seeds(output: Output, facts: Mapping[str, Any]) -> list[int]:
@@ -120,18 +155,20 @@ def make_video(
         steps = {"first frame": request.first_frame.num_steps, "video": request.sampling.num_steps}
         shots = pipeline.plan(request, seed=job.seed, observer=observer(steps))
         batch = fitting_batch(pipeline.vae, shots.height, shots.width, decoding_dtype(pipeline.vae))
-        first = video.begin(shots.num_frames, {"seed": job.seed, "decode_batch": batch}, _notes(pipeline))
-        if first > 0:
-            log.info("%d of %d frames are finished already", first, shots.num_frames)
-        if first < shots.num_frames:
+        start, stop = job.frames[0], shots.num_frames if job.frames[1] is None else job.frames[1]
+        count = video.begin(stop - start, {"seed": job.seed, "decode_batch": batch}, _notes(pipeline))
+        first = start + count
+        if count > 0:
+            log.info("%d of %d frames are finished already", count, stop - start)
+        if first < stop:
             stream = shots.stream(
                 None if task.noise_draw == "original" else PART,
-                frames=range(first, shots.num_frames),
+                frames=range(first, stop),
                 checkpoint=video.checkpoint,
                 batch=video.choices["decode_batch"],
             )
             result = result_frames(task, shots, stream, first=first, n_cols=output.n_cols, write_info=output.write_info)
-            for part in writing(result, first, shots.num_frames):
+            for part in writing(result, count, stop - start):
                 video.write(part)
     return video.path
 
