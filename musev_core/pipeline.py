@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from .encode.text import encode_prompts
 from .encode.vae import LatentDecoder, decode_latents, encode_latents
 from .errors import Cancelled, MuseVError
 from .frames.images import matched_to_first
+from .frames.source import FrameSource
 from .models.compilation import compile_network
 from .models.conditions import ClipConditions
 
@@ -81,6 +82,19 @@ FIRST_FRAME = SamplingOptions(
 )
 
 
+class LatentFrames(Protocol):
+    """What gives latents of a video when they are needed."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Of all of them, `(videos, c, frames, h, w)`."""
+        ...
+
+    def take(self, first: int, last: int) -> Tensor:
+        """Those of the frames `first..last - 1`; none before `first` is asked for again."""
+        ...
+
+
 @dataclass
 class ClipInputs:
     """What one run is given. Pictures are `(videos, pictures, H, W, 3)`, latents `(videos, 4, frames, h, w)`.
@@ -90,7 +104,8 @@ class ClipInputs:
         num_frames: frames to generate, besides the condition frames.
         height, width: pixels, multiples of 8.
         condition_latents: clean frames, at `condition_frames` of the clip (default: its first frames).
-        initial_latents: a video to start from instead of pure noise, one latent per generated frame.
+        initial_latents: a video to start from instead of pure noise, one latent per generated frame; a tensor, or what
+            makes them when they are needed.
         reference_images: fitted pictures for the ReferenceNet; image_prompts, face_images: for IP-Adapter and FaceID.
         controls: ControlNets, with a hint per frame of the clip.
         frame_numbers: of the clip's frames in the video, by which their noise is drawn; default: from 0 on.
@@ -103,7 +118,7 @@ class ClipInputs:
     width: int
     condition_latents: Tensor | None = None
     condition_frames: Sequence[int] | None = None
-    initial_latents: Tensor | None = None
+    initial_latents: Tensor | LatentFrames | None = None
     reference_images: Tensor | None = None
     image_prompts: Tensor | None = None
     face_images: Tensor | None = None
@@ -121,7 +136,7 @@ class ClipInputs:
         latents = (len(self.prompts), self.height // 8, self.width // 8)
         for name in ("condition_latents", "initial_latents"):
             x = getattr(self, name)
-            if x is not None and (x.ndim != 5 or (x.shape[0], *x.shape[3:]) != latents):
+            if x is not None and (len(x.shape) != 5 or (x.shape[0], *x.shape[3:]) != latents):
                 raise MuseVError(
                     f"{name} must have the shape ({latents[0]}, channels, frames, {latents[1]}, {latents[2]}) for "
                     f"{latents[0]} video(s) of {self.height} x {self.width} pixels, got {tuple(x.shape)}"
@@ -178,14 +193,15 @@ class ControlInput:
 
     Args:
         net: a diffusers `ControlNetModel`.
-        frames: uint8 `(frames, H, W, 3)`: control maps, or rgb frames if there is a `preprocessor`.
+        frames: uint8 `(frames, H, W, 3)`: control maps, or rgb frames if there is a `preprocessor`; in memory, or a
+            source that reads them when they are needed.
         preprocessor: rgb frames to control maps, uint8 both, e.g. `images.canny`.
         condition_map: `(n, H, W, 3)`, map of the condition frames if the first control frame is not theirs.
         scale, start, end: see `Control`.
     """
 
     net: nn.Module
-    frames: Tensor
+    frames: Tensor | FrameSource
     preprocessor: Callable[[Tensor], Tensor] | None = None
     condition_map: Tensor | None = None
     scale: float = 1.0
@@ -210,7 +226,8 @@ class VideoRequest:
             frames of the driving video.
         num_shots: shots, each continuing the last `num_condition_frames` of the one before.
         height, width: pixels, multiples of 8; default: those of the image, or the video, rounded down to 64.
-        video: rgb frames to start from (video-to-video); `video_strength` 0..1 says how far the result may leave them.
+        video: rgb frames to start from (video-to-video), in memory or a source of them; `video_strength` 0..1 says how
+            far the result may leave them.
         video_has_condition: the first frame of `video` or of the control frames belongs to the condition frame.
         controls: ControlNets.
         reference_image, image_prompt, face_image: default: the condition picture; `use_*` switches each off.
@@ -230,7 +247,7 @@ class VideoRequest:
     num_shots: int = 1
     height: int | None = None
     width: int | None = None
-    video: Tensor | None = None
+    video: Tensor | FrameSource | None = None
     video_strength: float = 1.0
     video_has_condition: bool = True
     controls: Sequence[ControlInput] = ()
@@ -432,12 +449,13 @@ class MuseVPipeline:
         if inputs.initial_latents is not None:
             channels, *size = self._latent_size(inputs)
             expected, got = (len(inputs.prompts), channels, inputs.num_frames, *size), inputs.initial_latents.shape
-            if got != expected:
+            if tuple(got) != expected:
                 raise MuseVError(
                     f"the initial latents must have the shape {expected}, one per generated frame, got {tuple(got)}"
                 )
         if inputs.initial_latents is not None and options.strength == 0:
-            whole = _merge(inputs.initial_latents.to(self.device), conditions, range(num_frames), places)
+            given = _taken(inputs.initial_latents, 0, inputs.num_frames).to(self.device)
+            whole = _merge(given, conditions, range(num_frames), places)
             yield whole[:, :, wanted.start : wanted.stop]
             return
 
@@ -515,7 +533,7 @@ class MuseVPipeline:
         """
         noise = noise.to(self.device)
         if inputs.initial_latents is not None:
-            given = inputs.initial_latents[:, :, start : start + noise.shape[2]].to(self.device)
+            given = _taken(inputs.initial_latents, start, start + noise.shape[2]).to(self.device)
             return scheduler.add_noise(given, noise)
         weight = options.noise.image_weight
         if weight is not None and inputs.condition_latents is not None:
@@ -633,6 +651,10 @@ def _prompt_tokens(encoder: Any, tokens: Callable[[Tensor], Tensor], pictures: T
         return given
     empty = encoder.unconditional(pictures.shape[1]).to(given)
     return torch.cat([empty.expand(given.shape[0], -1, -1), given])
+
+
+def _taken(latents: Tensor | LatentFrames, first: int, last: int) -> Tensor:
+    return latents[:, :, first:last] if isinstance(latents, Tensor) else latents.take(first, last)
 
 
 def _frame_count(latents: Tensor | None) -> int:

@@ -2,7 +2,7 @@
 
 import logging
 from bisect import bisect_right
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from .denoise.control import Control
 from .denoise.noise import VideoNoise
+from .driving import ENCODED_AT_ONCE, ClipHints, ClipLatents, DrivingFrames
 from .encode.vae import LatentDecoder, decode_latents, decoding_dtype, encode_latents, fitting_batch
 from .errors import MuseVError
-from .frames.images import check_frames, fit_images, fit_video, matched_to_first, target_size, to_uint8
+from .frames.images import check_frames, fit_images, fit_video, matched_to_first, target_size
+from .frames.source import FrameSource, as_source
 
 if TYPE_CHECKING:
     from .pipeline import ControlInput, MuseVPipeline, Observer, PictureNetwork, VideoRequest, VideoResult
@@ -99,10 +101,11 @@ class ShotRunner:
         r = self.request
         for name in ("image", "video", "reference_image", "image_prompt", "face_image"):
             given = getattr(r, name)
-            if given is not None:
+            if isinstance(given, Tensor):
                 check_frames(given, name=name)
         for control in r.controls:
-            check_frames(control.frames, name="control frames")
+            if isinstance(control.frames, Tensor):
+                check_frames(control.frames, name="control frames")
 
     @staticmethod
     def _usable(name: str, given: Tensor | None, network: "PictureNetwork") -> bool:
@@ -120,12 +123,10 @@ class ShotRunner:
         if (r.height is None) != (r.width is None):
             raise MuseVError(f"give both height and width, or none of them; got {r.height} x {r.width}")
         if r.height is None or r.width is None:
-            source = r.image if r.image is not None else r.video
-            if source is None:
-                source = next((c.frames for c in r.controls), None)
+            source = r.image if r.image is not None else self._driving()
             if source is None:
                 raise MuseVError("give height and width (for example 512 x 512), or a picture to take them from")
-            height, width = source.shape[1:3]
+            height, width = as_source(source).size
             return target_size(height, width, multiple=64 if min(height, width) >= 64 else 8)
         if r.height % 8 or r.width % 8 or r.height < 8 or r.width < 8:
             raise MuseVError(f"height and width must be multiples of 8 pixels, got {r.height} x {r.width}")
@@ -183,68 +184,68 @@ class ShotRunner:
             )
         return [i % clip for i in places]
 
-    def _with_condition(self, first: Tensor, others: Tensor) -> Tensor:
-        """The timeline of a driving video which does not show the condition frames: `first` at their places."""
-        order, rest = [], iter(range(len(first), len(first) + len(others)))
-        for i in range(len(first) + len(others)):
-            order.append(self.places.index(i) if i in self.places else next(rest))
-        return torch.cat([first, others])[order]
+    def _driving(self) -> "Tensor | FrameSource | None":
+        """The driving video that is looked at, or else the first which steers."""
+        r = self.request
+        return r.video if r.video is not None else next((control.frames for control in r.controls), None)
 
-    def _driving_video(self) -> Tensor | None:
-        """Frames `(timeline, height, width, 3)` in 0..1 to start from; the condition frames' are not looked at."""
+    def _driving_video(self) -> DrivingFrames | None:
+        """Frames of the timeline to start from; the condition frames' are not looked at."""
         r = self.request
         if r.video is None:
             return None
-        frames = fit_video(r.video, self.height, self.width, legacy=r.legacy_fit) / 255
+        condition = None
         if self.has_condition and not r.video_has_condition:
-            frames = self._with_condition(frames[:1].expand(self.num_first, -1, -1, -1), frames)
-        return self._cut(frames, "the video")
+            condition = self._frames(r.video).take([0]).expand(self.num_first, -1, -1, -1)
+        return self._long_enough(self._frames(r.video, condition), "the video")
 
-    def _hints(self, control: "ControlInput") -> Tensor:
-        """Control maps `(timeline, 3, height, width)` in 0..1."""
-        r = self.request
-        maps = self._maps(control, control.frames)
+    def _hints(self, control: "ControlInput") -> DrivingFrames:
+        """Control maps of the timeline."""
+        r, condition = self.request, None
         if self.has_condition and not r.video_has_condition:
             if control.condition_map is not None:
-                first = fit_video(control.condition_map, self.height, self.width, legacy=r.legacy_fit) / 255
+                condition = fit_video(control.condition_map, self.height, self.width, legacy=r.legacy_fit) / 255
             elif control.preprocessor is not None and self.image is not None:
-                first = control.preprocessor(self.image).float() / 255
+                condition = control.preprocessor(self.image).float() / 255
             else:
                 raise MuseVError(
                     "video_has_condition is off and the control frames are maps already: give the control map of the "
                     "condition image as condition_map"
                 )
-            if len(first) != self.num_first:
-                raise MuseVError(f"expected {self.num_first} maps of the condition frames, got {len(first)}")
-            maps = self._with_condition(first, maps)
-        return self._cut(maps, "a control video").permute(0, 3, 1, 2)
+            if len(condition) != self.num_first:
+                raise MuseVError(f"expected {self.num_first} maps of the condition frames, got {len(condition)}")
+        hints = self._long_enough(self._frames(control.frames, condition, control.preprocessor), "a control video")
+        hints.take([self.num_first])  # a preprocessor that cannot do it says so now
+        return hints
 
-    def source(self) -> Tensor | None:
-        """Driving frames `(timeline, height, width, 3)` in 0..1 as one sees them; None without a driving video.
+    def source(self) -> DrivingFrames | None:
+        """Driving frames of the timeline as one sees them; None without a driving video.
 
         The condition frames stand where the driving video does not show them.
         """
-        r = self.request
-        given = r.video if r.video is not None else next((control.frames for control in r.controls), None)
+        given = self._driving()
         if given is None:
             return None
-        frames = fit_video(given, self.height, self.width, legacy=r.legacy_fit) / 255
-        if self.image is not None and not r.video_has_condition:
-            frames = self._with_condition(self.image / 255, frames)
-        return frames[: self._timeline]
+        shown = self.image is None or self.request.video_has_condition
+        return self._frames(given, None if shown or self.image is None else self.image / 255)
 
-    def _maps(self, control: "ControlInput", frames: Tensor) -> Tensor:
-        fitted = fit_video(frames, self.height, self.width, legacy=self.request.legacy_fit)
-        if control.preprocessor is None:
-            return fitted / 255
-        maps = control.preprocessor(to_uint8(fitted / 255))
-        if maps.shape != fitted.shape:
-            raise MuseVError(
-                f"a preprocessor must return one picture per frame, {tuple(fitted.shape)}, got {tuple(maps.shape)}"
-            )
-        return maps.float() / 255
+    def _frames(
+        self,
+        given: "Tensor | FrameSource",
+        condition: Tensor | None = None,
+        preprocessor: Callable[[Tensor], Tensor] | None = None,
+    ) -> DrivingFrames:
+        return DrivingFrames(
+            as_source(given),
+            self.height,
+            self.width,
+            legacy=self.request.legacy_fit,
+            preprocessor=preprocessor,
+            condition=condition,
+            places=self.places,
+        )
 
-    def _cut(self, frames: Tensor, what: str) -> Tensor:
+    def _long_enough(self, frames: DrivingFrames, what: str) -> DrivingFrames:
         if len(frames) < self._timeline:
             raise MuseVError(
                 f"{what} has {len(frames)} frames, but {self._timeline} are needed for this video; ask for fewer "
@@ -252,7 +253,15 @@ class ShotRunner:
             )
         if len(frames) > self._timeline:
             log.info("%s has %d frames; the first %d are used", what, len(frames), self._timeline)
-        return frames[: self._timeline]
+        return frames
+
+    def _forget_before(self, number: int) -> None:
+        """Drops driving frames which no later part needs; those it shares with this one stay."""
+        windows = self.request.sampling.denoiser.windows.length
+        first = number - 2 * windows - self.request.num_condition_frames - ENCODED_AT_ONCE
+        for frames in (self.video, *self.hints):
+            if frames is not None and first > 0:
+                frames.forget_before(first, self.places)
 
     def _fit(self, images: Tensor) -> Tensor:
         return fit_images(images, self.height, self.width, legacy=self.request.legacy_fit)
@@ -333,6 +342,7 @@ class ShotRunner:
                     number += len(pixels)
                     if len(new):
                         yield new
+                    self._forget_before(number)
                 waiting = waiting[:, ready:]
 
         def matched() -> Iterator[Tensor]:
@@ -426,7 +436,7 @@ class ShotRunner:
         generated = [frame for i, frame in enumerate(timeline) if i not in places]
         initial, sampling = None, r.sampling
         if self.video is not None:
-            initial = self._latents(self.video[generated])
+            initial = ClipLatents(self.pipeline.vae, self.video, generated, self.pipeline.unet.config.in_channels)
             sampling = replace(sampling, strength=r.video_strength)
         inputs = ClipInputs(
             [r.prompt],
@@ -458,7 +468,7 @@ class ShotRunner:
 
     def _controls(self, timeline: list[int]) -> list[Control]:
         return [
-            Control(control.net, hints[timeline], control.scale, control.start, control.end)
+            Control(control.net, ClipHints(hints, timeline), control.scale, control.start, control.end)
             for control, hints in zip(self.request.controls, self.hints, strict=True)
         ]
 
@@ -469,7 +479,7 @@ class ShotRunner:
         r = self.request
         if not self.has_condition:
             return None
-        source = self.image if self.image is not None else None if self.video is None else self.video[:1]
+        source = self.image if self.image is not None else None if self.video is None else self.video.take([0])
         initial = None if source is None else self._latents(source)
         if source is not None and initial is not None and (not self.makes_first or r.first_frame.strength == 0):
             self._replace_pictures(source, missing_only=True)

@@ -17,7 +17,7 @@ from musev_core.denoise.windows import WindowOptions
 from musev_core.encode.pictures import ImagePromptEncoder
 from musev_core.encode.vae import CPU_BATCH, decode_latents, encode_latents
 from musev_core.errors import Cancelled, MuseVError
-from musev_core.frames.images import canny, fit_images
+from musev_core.frames.images import canny, fit_images, fit_video, to_uint8
 from musev_core.pipeline import (
     FIRST_FRAME,
     ControlInput,
@@ -363,10 +363,15 @@ def test_references_stay_or_move_with_the_shots():
 # ---- driving videos ------------------------------------------------------------------------------------------------
 
 
+def whole_latents(run: Run) -> torch.Tensor:
+    given = run.inputs.initial_latents
+    return given if isinstance(given, torch.Tensor) else given.take(0, run.inputs.num_frames)
+
+
 def initial_latents(**request: Any) -> list[tuple[Run, torch.Tensor]]:
     pipe = make_pipeline()
     make(pipe, **request)
-    return [(run, run.inputs.initial_latents[0]) for run in pipe.runs]
+    return [(run, whole_latents(run)[0]) for run in pipe.runs]
 
 
 def assert_shows(latents: torch.Tensor, frames: torch.Tensor) -> None:
@@ -437,11 +442,16 @@ def test_every_generated_frame_starts_from_its_own_frame_of_the_video(places, ge
     assert_shows(start, video[generated])
 
 
+def whole_hints(run: Run) -> torch.Tensor:
+    hints = run.inputs.controls[0].hints
+    return hints[list(range(hints.shape[0]))]
+
+
 def hints_of(**request: Any) -> list[list[int]]:
     """Which control frame each frame of each run's clip gets."""
     pipe = make_pipeline()
     make(pipe, **request)
-    return [greys_of(run.inputs.controls[0].hints) for run in pipe.runs]
+    return [greys_of(whole_hints(run)) for run in pipe.runs]
 
 
 def test_pose_to_video_gives_every_frame_its_map():
@@ -492,7 +502,7 @@ def test_a_control_video_changes_the_result_in_its_range_only():
 def test_rgb_frames_go_through_the_preprocessor(has_condition):
     video, image, pipe = picture("video", 4), picture(), make_pipeline()
     make(pipe, image=image, controls=[control(video, preprocessor=canny)], video_has_condition=has_condition)
-    hints = pipe.runs[0].inputs.controls[0].hints
+    hints = whole_hints(pipe.runs[0])
     expected = canny(video) if has_condition else torch.cat([canny(image), canny(video)])
     assert torch.equal(hints, expected.permute(0, 3, 1, 2) / 255)
     assert set(hints.unique().tolist()) == {0.0, 1.0}
@@ -506,11 +516,14 @@ def test_a_preprocessor_sees_frames_of_the_videos_size_in_uint8():
         return 255 - frames
 
     pipe = make_pipeline()
-    make(pipe, image=picture(), controls=[control(picture("video", 4, 90, 128), preprocessor=inverted)])
-    assert seen[0].shape == (4, PIXELS, PIXELS, 3)
-    assert seen[0].dtype == torch.uint8
-    hints = pipe.runs[0].inputs.controls[0].hints
-    assert torch.equal(hints, (255 - seen[0]).permute(0, 3, 1, 2) / 255)
+    video = picture("video", 4, 90, 128)
+    make(pipe, image=picture(), controls=[control(video, preprocessor=inverted)])
+    assert {frames.shape[1:] for frames in seen} == {(PIXELS, PIXELS, 3)}
+    assert {frames.dtype for frames in seen} == {torch.uint8}
+    assert sum(map(len, seen)) == 4  # none twice
+    hints = whole_hints(pipe.runs[0])
+    fitted = to_uint8(fit_video(video, PIXELS, PIXELS) / 255)
+    assert torch.equal(hints, (255 - fitted).permute(0, 3, 1, 2) / 255)
 
 
 def test_several_ControlNets_each_with_its_own_video_and_strength():
@@ -520,7 +533,7 @@ def test_several_ControlNets_each_with_its_own_video_and_strength():
     both = make(pipe, image=picture(), controls=[one, two])
     got = pipe.runs[0].inputs.controls
     assert [(c.net, c.scale, c.start, c.end) for c in got] == [(one.net, 0.5, 0.0, 0.5), (two.net, 1.0, 0.5, 1.0)]
-    assert [len(c.hints) for c in got] == [4, 4]
+    assert [c.hints.shape[0] for c in got] == [4, 4]
     assert_different(both.latents, make(image=picture(), controls=[one]).latents)
     assert_different(both.latents, make(image=picture(), controls=[two]).latents)
 
@@ -529,8 +542,8 @@ def test_video_and_control_together():
     pipe, video = make_pipeline(), picture("video", 4)
     make(pipe, image=video[:1], video=video, controls=[control(video, preprocessor=canny)])
     [run] = pipe.runs
-    assert_shows(run.inputs.initial_latents[0], video[1:])
-    assert torch.equal(run.inputs.controls[0].hints, canny(video).permute(0, 3, 1, 2) / 255)
+    assert_shows(whole_latents(run)[0], video[1:])
+    assert torch.equal(whole_hints(run), canny(video).permute(0, 3, 1, 2) / 255)
 
 
 # ---- seeds, colours, following and stopping ------------------------------------------------------------------------
@@ -710,7 +723,7 @@ def test_given_pictures_stay_as_they_were():
         ),
         (
             {"image": picture(), "controls": [control(greys(9), preprocessor=lambda frames: frames[:, ::2])]},
-            r"one picture per frame, \(9, 32, 32, 3\), got \(9, 16, 32, 3\)",
+            r"one picture per frame, \(1, 32, 32, 3\), got \(1, 16, 32, 3\)",
         ),
         ({"image": picture().float()}, "images must be uint8 pictures"),
         ({**SIZE, "image": picture()[0]}, r"shape \(frames, height, width, 3\) .* got \(32, 32, 3\)"),

@@ -6,6 +6,7 @@ A ControlNet looks at single frames, so the residuals of a frame are the same in
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from einops import rearrange
@@ -14,18 +15,37 @@ from torch import Tensor, nn
 from ..models.conditions import ClipConditions, ControlResiduals
 
 
+class HintFrames(Protocol):
+    """What gives the hints of a clip when they are needed, as a tensor `(frames, 3, H, W)` does."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """`(frames, 3, H, W)`"""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where embeddings are kept."""
+        ...
+
+    def __getitem__(self, frames: list[int], /) -> Tensor:
+        """`(k, 3, H, W)` in 0..1."""
+        ...
+
+
 @dataclass
 class Control:
     """One ControlNet over a clip.
 
     Args:
         net: a diffusers `ControlNetModel`.
-        hints: `(frames of the clip, 3, H, W)` in 0..1, one per frame, condition frames included.
+        hints: `(frames of the clip, 3, H, W)` in 0..1, one per frame, condition frames included; a tensor, or what
+            reads them when they are needed.
         scale: strength, 1 is full; start, end: active between these fractions of the steps.
     """
 
     net: nn.Module
-    hints: Tensor
+    hints: Tensor | HintFrames
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
@@ -51,7 +71,7 @@ class _EmbeddedHints:
         parameter = next(self.net.parameters())
         new = [i for i in frames if i not in self._embedded]
         if new:
-            hints = torch.stack([self.control.hints[i] for i in new]).to(parameter.device, parameter.dtype)
+            hints = self.control.hints[new].to(parameter.device, parameter.dtype)
             embedded = self.embed(hints).to(self.control.hints.device)
             self._embedded |= dict(zip(new, embedded, strict=True))
         return torch.stack([self._embedded[i] for i in frames]).to(parameter.device)

@@ -58,6 +58,20 @@ class VideoFile:
             _check_size(path, stream.width, stream.height)
             self._index, self.fps = stream.index, _rate(stream)
 
+    def count(self) -> int:
+        """How many frames there are, without decoding any: damage is not seen.
+
+        Raises:
+            MuseVError: the file cannot be read to its end.
+        """
+        from av.error import FFmpegError
+
+        with self._opened() as container:
+            try:
+                return sum(bool(packet.size) for packet in container.demux(container.streams[self._index]))
+            except (FFmpegError, OSError, ValueError) as error:
+                raise MuseVError(f"{shown(self.path)} cannot be read: {error}") from error
+
     def frames(self, start: int, stride: int) -> Iterator[torch.Tensor]:
         """Frames `start`, `start + stride`, ...: uint8 `(H, W, 3)`, upright, with square pixels, all of one size.
 
@@ -115,6 +129,10 @@ class PictureFolder:
         )
         if not self._files:
             raise MuseVError(f"The folder {shown(path)} holds no pictures ({', '.join(FRAME_SUFFIXES)}).")
+
+    def count(self) -> int:
+        """How many pictures there are."""
+        return len(self._files)
 
     def frames(self, start: int, stride: int) -> Iterator[torch.Tensor]:
         """As those of `VideoFile`."""

@@ -13,10 +13,11 @@ from torch import Tensor
 from ..denoise.denoiser import DenoiserOptions
 from ..denoise.noise import NoiseOptions
 from ..denoise.windows import WindowOptions
+from ..driving import DrivingFrames
 from ..errors import MuseVError
 from ..frames.image_files import load_images
 from ..frames.images import fit_images, to_uint8
-from ..frames.video import read_video
+from ..frames.source import FileFrames
 from ..pipeline import ControlInput, PictureNetwork, SamplingOptions, VideoRequest
 from ..pose.aligned import align_video
 from ..pose.preprocessors import PREPROCESSORS, ControlPreprocessor, check_preprocessor
@@ -53,7 +54,7 @@ def video_request(
     num_frames, num_shots = task.time_size, task.n_batch
     frames = None
     if task.video_path is not None:
-        frames = read_video(task.video_path, stride=task.sample_rate, max_frames=num_frames * num_shots).frames
+        frames = FileFrames(task.video_path, stride=task.sample_rate, max_frames=num_frames * num_shots)
         if len(frames) < num_frames:
             log.warning("%s has %d frames at this sample_rate, fewer than time_size %d: the video gets as many",
                         task.video_path, len(frames), num_frames)  # fmt: skip
@@ -155,7 +156,7 @@ def check_controls(task: Task, controlnets: Iterable[str], annotators: Sequence[
 
 def _controls(
     task: Task,
-    frames: Tensor,
+    frames: FileFrames,
     image: Tensor | None,
     controlnets: Mapping[str, Any],
     annotators: Sequence[str | Path],
@@ -164,12 +165,16 @@ def _controls(
     check_controls(task, controlnets, annotators)
     controls = []
     for name in task.controlnet_name:
-        maps, preprocessor, condition_map = frames, None, None
+        maps: Tensor | FileFrames = frames
+        preprocessor, condition_map = None, None
         if not task.video_is_middle or task.needs_condition_map:
             preprocessor = ControlPreprocessor(name, folders=annotators, device=device)
         if preprocessor is not None and image is not None and task.pose_align:
             reference = preprocessor.run(image[:1])
-            maps, condition_map = align_video(preprocessor, frames, reference).maps, reference.maps
+            maps, condition_map = (
+                align_video(preprocessor, frames.take(range(len(frames))), reference).maps,
+                reference.maps,
+            )
             preprocessor = None
         elif preprocessor is not None and image is not None and task.video_is_middle:
             condition_map, preprocessor = preprocessor(image), None
@@ -203,7 +208,7 @@ def result_frames(
     """
     source = shots.source() if task.need_return_videos else None
     before = [] if source is None else [source]
-    beside = [hints.permute(0, 2, 3, 1) for hints in shots.hints] if task.need_return_condition else []
+    beside = shots.hints if task.need_return_condition else []
     start = first
     for part in frames:
         columns = [_rows(x, start, len(part)) for x in before] + [part] + [_rows(x, start, len(part)) for x in beside]
@@ -231,9 +236,9 @@ def labelled(frames: Tensor, label: str, first: int) -> Tensor:
     return torch.stack(marked).float() / 255
 
 
-def _rows(frames: Tensor, start: int, count: int) -> Tensor:
+def _rows(frames: DrivingFrames, start: int, count: int) -> Tensor:
     """`count` frames from `start`; the last one stays where the video is shorter than the result."""
-    return frames[[min(i, len(frames) - 1) for i in range(start, start + count)]]
+    return frames.take([min(i, len(frames) - 1) for i in range(start, start + count)])
 
 
 def grid(videos: list[Tensor], n_cols: int) -> Tensor:

@@ -1,0 +1,68 @@
+"""What a long video costs in memory: nothing that grows with it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+FRAMES = int(os.environ.get("MUSEV_LONG", "1200"))
+MEASURED = 400  # frames, after which everything is warm
+
+# A video from the command line's own parts, in a process of its own: what it holds after `MEASURED` frames, and more
+# than that at any later time, in bytes.
+MEASURE = """
+import json, sys
+from pathlib import Path
+import psutil, torch
+sys.path.insert(0, sys.argv[1])
+from support import golden_models as models
+from test_shots import SAMPLING, make_pipeline
+from musev_core.frames.images import canny
+from musev_core.frames.segments import ResumableVideo
+from musev_core.frames.source import FileFrames
+from musev_core.frames.video import VideoWriter
+from musev_core.pipeline import PART, ControlInput, VideoRequest
+
+folder, frames, measured, driven = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "driven"
+torch.set_num_threads(1)
+process = psutil.Process()
+driving = folder / "driving.mp4"
+request = {"prompt": "a girl sings", "height": 32, "width": 32, "num_frames": frames, "sampling": SAMPLING}
+if driven:
+    with VideoWriter(driving, fps=25) as writer:
+        for first in range(0, frames, 100):
+            moving = torch.arange(96)[None, :, None, None] + torch.arange(first, first + 100)[:, None, None, None]
+            writer.write(moving.expand(100, 96, 128, 3).remainder(256).to(torch.uint8))
+    source = FileFrames(driving)
+    request |= {"controls": [ControlInput(models.controlnet("tiny", 0), source, preprocessor=canny)]}
+
+shots = make_pipeline("musev").plan(VideoRequest(**request), seed=0)
+done, before, most = 0, 0, 0
+with ResumableVideo(folder / "film.mp4", fps=25, facts={}) as film:
+    film.begin(shots.num_frames, {}, {})
+    for part in shots.stream(PART, checkpoint=film.checkpoint):
+        film.write(part)
+        done += len(part)
+        held = process.memory_info().rss
+        if done <= measured:
+            before = max(before, held)
+        most = max(most, held)
+print(json.dumps({"before": before, "growth": most - before, "frames": done}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "driven"])
+def test_memory_does_not_grow_with_the_video(tmp_path, kind):
+    arguments = [str(TESTS), str(tmp_path), str(FRAMES), str(MEASURED), kind]
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=False, cwd=TESTS
+    )
+    assert result.returncode == 0, result.stderr
+    memory = json.loads(result.stdout.splitlines()[-1])
+    assert memory["frames"] == FRAMES
+    assert memory["growth"] < 8e6, memory  # a frame of the driving video has 37 kB
