@@ -441,7 +441,8 @@ class MuseVPipeline:
             raise MuseVError(
                 f"the clip has the frames 0..{num_frames - 1}, got {wanted.start}..{wanted.stop - 1} to be made"
             )
-        partly = len(wanted) < num_frames or (length is not None and length < inputs.num_frames)
+        alone = any(i not in wanted and i not in places for i in range(num_frames))
+        partly = alone or (length is not None and length < inputs.num_frames)
         if partly and options.noise.draw == "original":
             raise MuseVError(
                 "the original draws the noise of a whole clip at once; for a video in parts take the draw 'frames'"

@@ -407,6 +407,7 @@ class ShotRunner:
             first = before + max(wanted.start - starts[k], 0)
             stop = before + min(wanted.stop, ends[k]) - starts[k]
             number = min(first, stop - handed_on) if ends[k] < wanted.stop else first
+            number = 0 if number <= before else number
             seen: list[Tensor] = []
             for latents in self._shot(k, condition, places, timeline, length, range(number, stop)):
                 seen.append(latents)

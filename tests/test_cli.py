@@ -193,6 +193,25 @@ def test_parts_and_shares_that_are_none(disk, tmp_path, options, capsys):
     assert ended.value.code == 2 and "expected" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_video_is_made_anew_on_request(disk, tmp_path, resume, monkeypatch, caplog):
+    def full(writer, frames):
+        write(writer, frames)
+        raise OSError(28, "No space left on device")
+
+    write = ResumableVideo.write
+    task = image_task(disk).replace("time_size: 3", "time_size: 24")
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableVideo, "write", full)
+        assert run(disk, tmp_path, task, "--save_filetype", "images") == 1
+    with caplog.at_level(logging.INFO):
+        again = () if resume else ("--no-resume",)
+        assert run(disk, tmp_path, task, "--save_filetype", "images", *again) == 0
+    assert ("frames are finished already" in caplog.text) == resume
+    (path,) = results(tmp_path)
+    assert len(read_video(path).frames) == 25
+
+
 def test_shares_make_everything_once(disk, tmp_path):
     tasks = image_task(disk) + image_task(disk).replace("name: one", "name: two") + "  n_repeat: 3\n"
     made = []

@@ -168,27 +168,27 @@ def test_a_failing_task_does_not_end_the_others_and_is_named_at_the_end(disk, tm
 
 
 def test_a_bug_in_one_task_does_not_end_the_others(disk, tmp_path, capsys, monkeypatch):
-    from musev_core.tasks import runner
+    from musev_core.tasks import making
 
-    real = runner.video_request
+    real = making.video_request
 
     def request(task, **options):
         if task.name == "first":
             raise KeyError("x")
         return real(task, **options)
 
-    monkeypatch.setattr(runner, "video_request", request)
+    monkeypatch.setattr(making, "video_request", request)
     assert generate(disk, tmp_path, task("first", disk) + task("second", disk), "--device", "cpu") == OURS
     assert results(tmp_path) == ["second"] and "Task 'first': This is a bug of MuseV" in capsys.readouterr().err
 
 
 def test_stopping_ends_all_tasks(disk, tmp_path, capsys, monkeypatch):
-    from musev_core.tasks import runner
+    from musev_core.tasks import making
 
     def request(task, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "video_request", request)
+    monkeypatch.setattr(making, "video_request", request)
     assert generate(disk, tmp_path, task("first", disk) + task("second", disk), "--device", "cpu") == STOPPED
     assert results(tmp_path) == []
 

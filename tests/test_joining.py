@@ -80,7 +80,7 @@ def test_parts_that_are_none(tmp_path, capsys):
         assert said in capsys.readouterr().err
     assert main(["join", str(one), "--output", str(tmp_path / "film.gif")]) == 1
     assert "only mp4 files can be joined" in capsys.readouterr().err
-    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "text.mp4").write_text("no video", encoding="utf-8")
     assert main(["join", str(tmp_path / "text.mp4"), "--output", str(film)]) == 1
     assert "cannot be read as a video" in capsys.readouterr().err
     assert not film.exists() and not list(tmp_path.glob(".*"))

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -69,7 +68,7 @@ class Runs:
         return int(self.process.stdout.readline())
 
     def has_said(self, text: str) -> bool:
-        return self.log.exists() and text in self.log.read_text()
+        return self.log.exists() and text in self.log.read_text(encoding="utf-8")
 
     def wait(self) -> int:
         """The status of the run that was begun, as `os.waitpid` gives it."""
@@ -98,7 +97,8 @@ def runs(tmp_path_factory):
     picture = torch.arange(64 * 64 * 3).reshape(1, 64, 64, 3) % 251
     save_image(folder / "picture.png", picture.to(torch.uint8))
     (folder / "tasks.yaml").write_text(
-        f"- name: one\n  prompt: a b\n  condition_images: {folder / 'picture.png'}\n  time_size: {FRAMES - 1}\n"
+        f"- name: one\n  prompt: a b\n  condition_images: {folder / 'picture.png'}\n  time_size: {FRAMES - 1}\n",
+        encoding="utf-8",
     )
     process = subprocess.Popen([sys.executable, "-c", RUNS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     yield Runs(folder, process)
@@ -110,9 +110,9 @@ def runs(tmp_path_factory):
 def unbroken(runs):
     """The frames of a run that nobody stops, and how long it takes."""
     runs.begin(runs.folder / "unbroken", "--seed", "1", forked=False)
-    assert runs.wait() == 0, runs.log.read_text()
+    assert runs.wait() == 0, runs.log.read_text(encoding="utf-8")
     begun = time.monotonic()
-    assert runs.run(runs.folder / "unbroken", "--seed", "1", "--overwrite") == 0, runs.log.read_text()
+    assert runs.run(runs.folder / "unbroken", "--seed", "1", "--overwrite") == 0, runs.log.read_text(encoding="utf-8")
     seconds = time.monotonic() - begun
     (film,) = (runs.folder / "unbroken").iterdir()
     return read_video(film).frames, seconds
@@ -129,7 +129,7 @@ def test_a_stopped_run_says_from_where_the_next_goes_on(runs, unbroken, tmp_path
     assert runs.stop(tmp_path, signal_, lambda: len(parts(tmp_path)) >= 2, "--seed", "1") == 130
     (partial,) = tmp_path.glob("*.partial.mp4")
     count = len(read_video(partial).frames)
-    said = runs.log.read_text()
+    said = runs.log.read_text(encoding="utf-8")
     assert f"{count} of {FRAMES} frames are finished and kept; {str(partial)!r} shows them" in said
     assert f"The same command goes on from frame {count}." in said and "Traceback" not in said
     assert count % SEGMENT == 0 and len(parts(tmp_path)) == count // SEGMENT
@@ -147,7 +147,9 @@ def test_a_task_without_a_seed_goes_on_with_the_seed_it_began_with(runs, unbroke
     (folder,) = tmp_path.glob("*.parts")
     seed = RunFile.read(folder).choices["seed"]
     kept = len(parts(tmp_path)) * SEGMENT
-    assert runs.run(tmp_path) == 0 and f"{kept} of {FRAMES} frames are finished already" in runs.log.read_text()
+    assert runs.run(tmp_path) == 0 and f"{kept} of {FRAMES} frames are finished already" in runs.log.read_text(
+        encoding="utf-8"
+    )
     (film,) = tmp_path.iterdir()
     assert f"_s{seed}_" in film.name
     assert runs.run(tmp_path) == 0 and len(list(tmp_path.iterdir())) == 2  # another video, with another seed
@@ -157,10 +159,10 @@ def test_another_request_of_the_same_name_is_refused(runs, unbroken, tmp_path):
     runs.stop(tmp_path, signal.SIGKILL, lambda: len(parts(tmp_path)) >= 1, "--seed", "1")
     kept = parts(tmp_path)
     assert runs.run(tmp_path, "--seed", "1", "--write_info") == 1
-    assert re.search(r'another request: write_info was false and is "one"\. Finish that one', runs.log.read_text())
+    assert runs.has_said('another request: write_info was false and is "one". Finish that one')
     assert parts(tmp_path) == kept
     assert runs.run(tmp_path, "--seed", "1", "--no-resume") == 0
-    assert "frames are finished already" not in runs.log.read_text()
+    assert not runs.has_said("frames are finished already")
 
 
 def killed_at_random(runs: Runs, unbroken, out: Path, count: int, seed: int) -> int:
@@ -175,7 +177,7 @@ def killed_at_random(runs: Runs, unbroken, out: Path, count: int, seed: int) -> 
             with contextlib.suppress(ProcessLookupError):  # it is done
                 os.kill(pid, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(runs.wait())
-        assert status in (0, -signal.SIGKILL), runs.log.read_text()
+        assert status in (0, -signal.SIGKILL), runs.log.read_text(encoding="utf-8")
         films_there = [film for film in out.glob("*.mp4") if ".partial" not in film.name]
         if status == 0 or (films_there and not any(map(RunFile.exists, films_there))):
             (film,) = films_there

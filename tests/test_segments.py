@@ -234,7 +234,7 @@ def test_two_runs_of_one_name(tmp_path):
 def test_a_damaged_run_file(tmp_path, content):
     path = tmp_path / "film.mp4"
     stopped(path, clip(19), stop=12)
-    (tmp_path / "film.mp4.parts" / "run.json").write_text(content)
+    (tmp_path / "film.mp4.parts" / "run.json").write_text(content, encoding="utf-8")
     with pytest.raises(MuseVError, match=r"run\.json.*Remove the folder, or begin anew with overwrite"):
         make(path, clip(19))
     assert list(unfinished(tmp_path)) == []
@@ -306,7 +306,7 @@ def test_a_video_with_its_frames(tmp_path):
 
 def test_a_folder_that_is_replaced_keeps_what_is_no_frame(tmp_path):
     make(tmp_path / "film", clip(19))
-    (tmp_path / "film" / "notes.txt").write_text("mine")
+    (tmp_path / "film" / "notes.txt").write_text("mine", encoding="utf-8")
     (tmp_path / "film" / "more").mkdir()
     (tmp_path / "film" / "more" / "a.png").write_bytes(b"mine")
     make(tmp_path / "film", clip(9).flip(0), overwrite=True)
