@@ -8,12 +8,12 @@ import torch
 from support import golden_models as models
 from support.numbers import det_image
 
-from musev_core.driving import ENCODED_AT_ONCE, ClipHints, ClipLatents, DrivingFrames
 from musev_core.encode.vae import encode_latents
 from musev_core.errors import MuseVError
 from musev_core.frames.images import fit_video, to_uint8
 from musev_core.frames.source import FileFrames, GivenFrames, as_source
 from musev_core.frames.video import read_video, write_video
+from musev_core.pipeline.driving import ENCODED_AT_ONCE, ClipHints, ClipLatents, DrivingFrames
 
 
 def pictures(n: int, height: int = 40, width: int = 48) -> torch.Tensor:

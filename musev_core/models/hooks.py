@@ -1,14 +1,11 @@
 """Places inside the forward pass where a host may look or change something."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .conditions import ClipConditions
-
-if TYPE_CHECKING:
-    from .transformer import TransformerBlock
 
 
 class ForwardHooks(Protocol):
@@ -37,12 +34,12 @@ class ForwardHooks(Protocol):
 
     def transformer_block(
         self,
-        block: "TransformerBlock",
+        block: nn.Module,
         x: Tensor,
         clip: ClipConditions,
         condition_frames: Sequence[int],
         batch: int,
         size: tuple[int, int],
     ) -> Tensor | None:
-        """A whole spatial transformer block on `x (b, t, n, c)` of `size (h, w)`; None: compute it as usual."""
+        """A whole spatial `TransformerBlock` on `x (b, t, n, c)` of `size (h, w)`; None: compute it as usual."""
         ...

@@ -1,16 +1,12 @@
 """What the values of a task must not say together."""
 
-from typing import TYPE_CHECKING
-
 from ..config import MAX_FRAMES
 from ..errors import MuseVError
+from .parameters import Parameters
 from .results import frame_count, scaled_size
 
-if TYPE_CHECKING:
-    from .task import Task
 
-
-def check_together(task: "Task") -> None:
+def check_together(task: Parameters) -> None:
     """Raise MuseVError for values which are fine alone but not together (extra.md 2.1, 2.2, 2.8)."""
     if task.context_overlap >= task.context_frames:
         raise MuseVError(
@@ -43,7 +39,7 @@ def check_together(task: "Task") -> None:
         _check_positions(task.condition_images_index, task)
 
 
-def _check_without_video(task: "Task") -> None:
+def _check_without_video(task: Parameters) -> None:
     if task.controlnet_name:
         raise MuseVError(
             f"video_path: missing, but controlnet_name {', '.join(task.controlnet_name)} needs a video to read."
@@ -54,7 +50,7 @@ def _check_without_video(task: "Task") -> None:
         raise MuseVError("pose_align: there is no video whose poses could be aligned; give video_path.")
 
 
-def _check_video(task: "Task") -> None:
+def _check_video(task: Parameters) -> None:
     if task.video_is_middle and task.which2video == "video":
         raise MuseVError(
             "which2video: a video of control maps (video_is_middle) cannot start the noise, its maps would become the "
@@ -75,7 +71,7 @@ def _check_video(task: "Task") -> None:
         raise MuseVError(f"condition_images: video-to-video starts from one picture, got {len(task.conditions)}.")
 
 
-def _check_alignment(task: "Task") -> None:
+def _check_alignment(task: Parameters) -> None:
     if task.video_is_middle:
         raise MuseVError(
             "pose_align: a video of control maps (video_is_middle) has no poses to align any more. Give the video they "
@@ -87,7 +83,7 @@ def _check_alignment(task: "Task") -> None:
         raise MuseVError("pose_align: needs condition_images, the picture of the person to align to.")
 
 
-def _check_positions(positions: tuple[int, ...], task: "Task") -> None:
+def _check_positions(positions: tuple[int, ...], task: Parameters) -> None:
     if len(positions) != len(task.condition_images):
         raise MuseVError(
             f"condition_images_index: expected one frame number per condition image ({len(task.condition_images)}), "

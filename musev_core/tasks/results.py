@@ -4,18 +4,16 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..config import MAX_SIDE
 from ..errors import MuseVError, blame
 from ..file_names import existing_file, portable_name, short_code, shown
 from .fields import field_infos
-
-if TYPE_CHECKING:
-    from .task import Task  # which checks itself with this module
+from .parameters import Parameters
 
 
-def frame_count(task: "Task") -> int:
+def frame_count(task: Parameters) -> int:
     """Frames of the result, condition frames included (extra.md 2.2, 2.8).
 
     A given condition image, redrawn or not, stands before the n_batch * time_size frames; a generated one is the first
@@ -29,7 +27,7 @@ def frame_count(task: "Task") -> int:
     return frames + len(task.conditions)
 
 
-def frame_size(task: "Task") -> tuple[int, int]:
+def frame_size(task: Parameters) -> tuple[int, int]:
     """(width, height) of the frames in pixels, multiples of 64 (extra.md 2.7).
 
     A missing height or width is that of the first condition image in use, else of the video.
@@ -77,7 +75,7 @@ def _source_size(key: str, path: Path) -> tuple[int, int]:
     return width, height
 
 
-def check_files(task: "Task") -> None:
+def check_files(task: Parameters) -> None:
     """Raise MuseVError for a picture or video of the task that is not there."""
     with blame(f"Task {task.name!r}"):
         for key, path in _files(task):
@@ -87,7 +85,7 @@ def check_files(task: "Task") -> None:
                 existing_file(path, "video file" if is_video else "image file", folders=is_video, hint=hint)
 
 
-def _files(task: "Task") -> Iterator[tuple[str, Path]]:
+def _files(task: Parameters) -> Iterator[tuple[str, Path]]:
     for key, info in field_infos(task).items():
         if info.kind is Path:
             value = getattr(task, key)
@@ -95,7 +93,7 @@ def _files(task: "Task") -> Iterator[tuple[str, Path]]:
                 yield key, path
 
 
-def result_facts(task: "Task", networks: Mapping[str, Any]) -> dict[str, Any]:
+def result_facts(task: Parameters, networks: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides the frames of a task's result but its seed: what is not at its default, by name.
 
     Pictures and videos count by their content, sizes by what they lead to; `networks` are those that make the result.
@@ -115,7 +113,7 @@ def result_facts(task: "Task", networks: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def output_name(task: "Task", facts: Mapping[str, Any], *, model: str, seed: int) -> str:
+def output_name(task: Parameters, facts: Mapping[str, Any], *, model: str, seed: int) -> str:
     """`<name>_<model>_<w>x<h>_<frames>f_s<seed>_<hash>`: the result's file name without extension.
 
     The original spells out two dozen parameters (extra.md 7.2): too long for some file systems, hard to read, and two

@@ -13,15 +13,15 @@ from torch import Tensor
 from ..denoise.denoiser import DenoiserOptions
 from ..denoise.noise import NoiseOptions
 from ..denoise.windows import WindowOptions
-from ..driving import DrivingFrames
 from ..errors import MuseVError
 from ..frames.image_files import load_images
 from ..frames.images import fit_images, to_uint8
 from ..frames.source import FileFrames
 from ..pipeline import ControlInput, PictureNetwork, SamplingOptions, VideoRequest
+from ..pipeline.driving import DrivingFrames
+from ..pipeline.shots import ShotRunner
 from ..pose.aligned import align_video
 from ..pose.preprocessors import PREPROCESSORS, ControlPreprocessor, check_preprocessor
-from ..shots import ShotRunner
 from .results import frame_size
 from .task import Task
 

@@ -4,21 +4,22 @@ import logging
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .denoise.control import Control
-from .denoise.noise import VideoNoise
+from ..denoise.control import Control
+from ..denoise.noise import VideoNoise
+from ..encode.vae import LatentDecoder, decode_latents, decoding_dtype, encode_latents, fitting_batch
+from ..errors import MuseVError
+from ..frames.images import check_frames, fit_images, fit_video, matched_to_first, target_size
+from ..frames.source import FrameSource, as_source
+from .clip import ClipPipeline, PictureNetwork
 from .driving import ENCODED_AT_ONCE, ClipHints, ClipLatents, DrivingFrames
-from .encode.vae import LatentDecoder, decode_latents, decoding_dtype, encode_latents, fitting_batch
-from .errors import MuseVError
-from .frames.images import check_frames, fit_images, fit_video, matched_to_first, target_size
-from .frames.source import FrameSource, as_source
-
-if TYPE_CHECKING:
-    from .pipeline import ControlInput, MuseVPipeline, Observer, PictureNetwork, VideoRequest, VideoResult
+from .observer import Observer
+from .request import ClipInputs, ControlInput, VideoRequest
+from .result import VideoResult
 
 log = logging.getLogger(__name__)
 DEFAULT_NUM_FRAMES = 12  # the released models' window
@@ -40,10 +41,10 @@ class ShotRunner:
 
     def __init__(
         self,
-        pipeline: "MuseVPipeline",
-        request: "VideoRequest",
+        pipeline: ClipPipeline,
+        request: VideoRequest,
         noise: VideoNoise,
-        observer: "Observer",
+        observer: Observer,
     ):
         self.pipeline, self.request, self.noise, self.observer = pipeline, request, noise, observer
         if request.num_shots < 1:
@@ -108,7 +109,7 @@ class ShotRunner:
                 check_frames(control.frames, name="control frames")
 
     @staticmethod
-    def _usable(name: str, given: Tensor | None, network: "PictureNetwork") -> bool:
+    def _usable(name: str, given: Tensor | None, network: PictureNetwork) -> bool:
         """Whether a kind of picture has an effect; asking for one that cannot have any is an error or a warning."""
         if given is not None and network.layers and not network.loaded:
             raise MuseVError(
@@ -184,7 +185,7 @@ class ShotRunner:
             )
         return [i % clip for i in places]
 
-    def _driving(self) -> "Tensor | FrameSource | None":
+    def _driving(self) -> Tensor | FrameSource | None:
         """The driving video that is looked at, or else the first which steers."""
         r = self.request
         return r.video if r.video is not None else next((control.frames for control in r.controls), None)
@@ -199,7 +200,7 @@ class ShotRunner:
             condition = self._frames(r.video).take([0]).expand(self.num_first, -1, -1, -1)
         return self._long_enough(self._frames(r.video, condition), "the video")
 
-    def _hints(self, control: "ControlInput") -> DrivingFrames:
+    def _hints(self, control: ControlInput) -> DrivingFrames:
         """Control maps of the timeline."""
         r, condition = self.request, None
         if self.has_condition and not r.video_has_condition:
@@ -231,7 +232,7 @@ class ShotRunner:
 
     def _frames(
         self,
-        given: "Tensor | FrameSource",
+        given: Tensor | FrameSource,
         condition: Tensor | None = None,
         preprocessor: Callable[[Tensor], Tensor] | None = None,
     ) -> DrivingFrames:
@@ -281,10 +282,8 @@ class ShotRunner:
         """Frames of the whole video."""
         return self._timeline
 
-    def run(self) -> "VideoResult":
+    def run(self) -> VideoResult:
         """The whole video."""
-        from .pipeline import VideoResult
-
         return VideoResult(torch.cat(list(self.parts()), dim=1), self.pipeline.vae, self.request.match_histogram)
 
     def stream(
@@ -360,7 +359,7 @@ class ShotRunner:
         """The first frame that each shot adds to the video."""
         return [0, *(self.num_first + sum(self.lengths[:k]) for k in range(1, len(self.lengths)))]
 
-    def _check_beginning(self, frame: int, kept: "Checkpoint") -> int:
+    def _check_beginning(self, frame: int, kept: Checkpoint) -> int:
         """The shot of a frame, from which on everything can be made.
 
         Raises:
@@ -431,8 +430,6 @@ class ShotRunner:
 
         Of these it makes the `frames`, which are numbers of the clip.
         """
-        from .pipeline import ClipInputs
-
         r = self.request
         generated = [frame for i, frame in enumerate(timeline) if i not in places]
         initial, sampling = None, r.sampling
@@ -475,8 +472,6 @@ class ShotRunner:
 
     def _first_frame(self) -> Tensor | None:
         """Latents of the condition frames: given, redrawn, or generated with the temporal layers off."""
-        from .pipeline import ClipInputs
-
         r = self.request
         if not self.has_condition:
             return None

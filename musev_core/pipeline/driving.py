@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .encode.vae import encode_latents
-from .errors import MuseVError
-from .frames.images import fit_video, to_uint8
-from .frames.source import FrameSource
+from ..encode.vae import encode_latents
+from ..errors import MuseVError
+from ..frames.images import fit_video, to_uint8
+from ..frames.source import FrameSource
 
 ENCODED_AT_ONCE = 8  # frames; groups are counted from a shot's first, since bits depend on the batch
 
