@@ -1,6 +1,7 @@
 """The command line, run as a person runs it, on small models in the published layout."""
 
 import logging
+import wave
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from support import published
 
 from musev_core.cli import main
+from musev_core.frames.audio import Sound, has_sound
 from musev_core.frames.image_files import load_image, save_image
+from musev_core.frames.joining import join_videos
 from musev_core.frames.segments import ResumableVideo
 from musev_core.frames.video import read_video, write_video
 from musev_core.models.unet import MuseVUNet
@@ -221,6 +224,21 @@ def test_shares_make_everything_once(disk, tmp_path):
         made.append([path.name for path in results(tmp_path / share[0])])
     assert [len(names) for names in made] == [2, 1, 1]
     assert len(set(sum(made, []))) == 4
+
+
+def test_the_driving_videos_sound_is_heard_with_the_result(disk, tmp_path):
+    driving = tmp_path / "driving.mp4"
+    sound = tmp_path / "sound.wav"
+    with wave.open(str(sound), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(2 * 8000))
+    join_videos(driving, [disk / "driving.mp4"], fps=8, sound=Sound(sound))
+    task = f"- name: one\n  prompt: a b\n  video_path: {driving}\n  time_size: 5\n  fps: 8\n"
+    for audio, heard in (((), True), (("--audio", "none"), False), (("--audio", str(sound)), True)):
+        out = tmp_path / "-".join(["out", *(Path(name).name for name in audio)])
+        assert run(disk, out, task, *audio) == 0
+        (path,) = results(out)
+        assert has_sound(path) == heard and len(read_video(path).frames) == 5
 
 
 def test_write_info_marks_every_frame_with_name_and_number(disk, tmp_path):

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from support import published
+
+from musev_core.frames.image_files import save_image
 
 TESTS = Path(__file__).parent
 FRAMES = int(os.environ.get("MUSEV_LONG", "1200"))
@@ -66,3 +70,54 @@ def test_memory_does_not_grow_with_the_video(tmp_path, kind):
     memory = json.loads(result.stdout.splitlines()[-1])
     assert memory["frames"] == FRAMES
     assert memory["growth"] < 8e6, memory  # a frame of the driving video has 37 kB
+
+
+# Many videos in one process: what it holds after each, in bytes, and how many plans are alive at the end.
+ENDLESS = """
+import ctypes, gc, json, sys, weakref
+import psutil, torch
+import musev_core.tasks.making as making
+from musev_core.cli import main
+
+torch.set_num_threads(1)
+held, plans, process = [], [], psutil.Process()
+make, plan = making.make_video, making.MuseVPipeline.plan
+
+def measured(*args, **kwargs):
+    path = make(*args, **kwargs)
+    ctypes.CDLL(None).malloc_trim(0)  # what is free, but scattered, is not held
+    held.append(process.memory_info().rss)
+    return path
+
+def watched(*args, **kwargs):
+    made = plan(*args, **kwargs)
+    plans.append(weakref.ref(made))
+    return made
+
+making.make_video, making.MuseVPipeline.plan = measured, watched
+status = main(sys.argv[1:])
+gc.collect()
+print(json.dumps({"status": status, "held": held, "alive": sum(plan() is not None for plan in plans)}))
+"""
+
+
+@pytest.mark.slow
+def test_many_videos_in_one_process(tmp_path):
+    published.write_musev(tmp_path / "motion")
+    published.write_base(tmp_path / "base")
+    published.write_image_encoder(tmp_path / "image_encoder")
+    save_image(tmp_path / "picture.png", torch.arange(64 * 64 * 3).reshape(1, 64, 64, 3).remainder(251).to(torch.uint8))
+    task = (
+        f"- name: one\n  prompt: a\n  condition_images: {tmp_path / 'picture.png'}\n  time_size: 2\n  n_repeat: 200\n"
+    )
+    (tmp_path / "tasks.yaml").write_text(task, encoding="utf-8")
+    arguments = ["generate", tmp_path / "tasks.yaml", "--musev", tmp_path / "motion", "--base", tmp_path / "base"]
+    arguments += ["--image_encoder", tmp_path / "image_encoder", "--output_dir", tmp_path / "results", "--seed", 1]
+    arguments += ["--video_num_inference_steps", 1, "--device", "cpu"]
+    result = subprocess.run(
+        [sys.executable, "-c", ENDLESS, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    memory = json.loads(result.stdout.splitlines()[-1])
+    held = memory["held"]
+    assert memory["status"] == 0 and len(held) == 200 and memory["alive"] == 0, result.stderr
+    assert max(held[50:]) - max(held[:50]) < 8e6, held[::10]

@@ -269,6 +269,14 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, caplog):
     assert make(path, frames)[1] == 16
 
 
+def test_a_disk_without_room_is_found_before_the_work(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=20_000_000))
+    with pytest.raises(MuseVError, match=r"Only 20 MB are free on the disk of .*film.mp4', and 50 are needed"):
+        make(tmp_path / "film.mp4", clip(9))
+    assert names(tmp_path) == []
+
+
 def test_frames_that_do_not_fit(tmp_path):
     with (
         pytest.raises(MuseVError, match="has 9 frames; more came"),

@@ -353,6 +353,7 @@ RUN_OPTIONS = {
     "dtype": "test_a_run_changes_with_its_options",
     "controlnet": "test_a_run_changes_with_its_options",
     "n_cols": "test_a_run_changes_with_its_options",
+    "audio": "test_the_driving_videos_sound_is_heard_with_the_result",
     "frames": "test_parts_of_a_video_are_made_alone_and_joined",
     "share": "test_shares_make_everything_once",
     "resume": "test_a_video_is_made_anew_on_request",

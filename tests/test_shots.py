@@ -1,5 +1,6 @@
 """Whole videos: first frame, shots, driving videos, references (musev.md 5 and 9, extra.md 2)."""
 
+import gc
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +12,15 @@ import torch
 from support import golden_models as models
 from support.numbers import det_image
 
-from musev_core.denoise.denoiser import DenoiserOptions
+from musev_core.denoise.control import ClipControls
+from musev_core.denoise.denoiser import ClipDenoiser, DenoiserOptions
 from musev_core.denoise.noise import NoiseOptions
 from musev_core.denoise.windows import WindowOptions
 from musev_core.encode.pictures import ImagePromptEncoder
 from musev_core.encode.vae import CPU_BATCH, decode_latents, encode_latents
 from musev_core.errors import Cancelled, MuseVError
 from musev_core.frames.images import canny, fit_images, fit_video, to_uint8
+from musev_core.models.conditions import ClipConditions
 from musev_core.pipeline import (
     FIRST_FRAME,
     ControlInput,
@@ -27,6 +30,7 @@ from musev_core.pipeline import (
     VideoRequest,
     VideoResult,
 )
+from musev_core.pipeline.shots import ShotRunner
 
 WINDOWS = DenoiserOptions(windows=WindowOptions(length=6, overlap=2))
 SAMPLING = SamplingOptions(num_steps=2, guidance_scale=1.0, denoiser=WINDOWS)
@@ -619,6 +623,21 @@ def test_frames_of_a_later_shot_need_the_one_before():
         make_pipeline().stream("a girl sings", frames=range(9, 12), **request)
     with pytest.raises(MuseVError, match=r"the video has the frames 0\.\.12, got 5\.\.13"):
         make_pipeline().stream("a girl sings", frames=range(5, 14), **request)
+
+
+def test_a_finished_run_holds_nothing():
+    """What a clip's constants take on the device is free at once, not when Python happens to look for circles."""
+    pipe = make_pipeline()
+    request = {"image": picture(), "controls": [control(greys(9))], "num_shots": 2, "sampling": SAMPLING}
+    gc.collect()
+    gc.disable()
+    try:
+        list(pipe.stream("a girl sings", num_frames=4, length=3, **request))
+        pipe.runs.clear()
+        kinds = (ClipDenoiser, ClipControls, ClipConditions, ShotRunner)
+        assert [type(x).__name__ for x in gc.get_objects() if type(x) in kinds] == []
+    finally:
+        gc.enable()
 
 
 def test_the_first_frames_of_a_stream_come_before_the_last_are_begun():

@@ -71,6 +71,7 @@ def generate(options: argparse.Namespace) -> int:
         made_folder(options.output_dir),
         FILE_TYPES[options.save_filetype],
         images=options.save_images,
+        audio=options.audio,
         frames=options.frames,
         overwrite=options.overwrite,
         resume=options.resume,

@@ -49,6 +49,10 @@ class _OnByDefault(argparse.BooleanOptionalAction):
             )
 
 
+def _audio(text: str) -> Path | str:
+    return text if text in ("source", "none") else Path(text)
+
+
 def _frames(text: str) -> tuple[int | None, int | None]:
     match = re.fullmatch(r"(\d{0,9}):(\d{0,9})", text)
     if match is None:
@@ -156,6 +160,11 @@ def _add_output_arguments(group: Any) -> None:
     group.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True,
         help="go on with videos which another run has begun; --no-resume begins them anew",
+    )  # fmt: skip
+    group.add_argument(
+        "--audio", type=_audio, default=None, metavar="FILE",
+        help="what is heard with an mp4: a file, `source` for the driving video's, or `none`; default: the driving "
+        "video's, where it plays as fast as the result",
     )  # fmt: skip
     group.add_argument(
         "--frames", type=_frames, default=":", metavar="A:B",

@@ -21,6 +21,7 @@ def add_join(commands: Any) -> None:
     )
     parser.add_argument("parts", type=Path, nargs="+", metavar="PART.mp4", help="the parts of one video")
     parser.add_argument("--output", type=Path, default=None, help="the video; its parts are then joined as given")
+    parser.add_argument("--audio", type=Path, default=None, metavar="FILE", help="what is heard with it")
     parser.add_argument("--overwrite", action="store_true", help="replace a video that exists already")
 
 
@@ -28,6 +29,7 @@ def join(options: argparse.Namespace) -> int:
     """Joins the parts, which stay."""
     from av.error import FFmpegError
 
+    from ..frames.audio import Sound, has_sound
     from ..frames.folders import to_disk
     from ..frames.joining import in_order, join_videos
     from ..frames.video import frame_rate
@@ -41,9 +43,12 @@ def join(options: argparse.Namespace) -> int:
     rates = sorted({frame_rate(part) for part in parts})
     if len(rates) > 1:
         raise MuseVError(f"The parts have {' and '.join(f'{rate:g}' for rate in rates)} frames per second.")
+    if options.audio is not None and not has_sound(options.audio):
+        raise MuseVError(f"{shown(options.audio)} has no sound.")
+    sound = None if options.audio is None else Sound(options.audio)
     hidden = target.absolute().with_name(f".{uuid.uuid4().hex}.part.mp4")
     try:
-        join_videos(hidden, parts, fps=rates[0])
+        join_videos(hidden, parts, fps=rates[0], sound=sound)
         to_disk(hidden, target)
     except (FFmpegError, OSError) as error:
         raise MuseVError(f"{shown(target)} cannot be written: {error.strerror or error}.") from error

@@ -7,6 +7,7 @@ so a video may be as long as one likes, and errors do not pile up from window to
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -125,7 +126,8 @@ class ClipDenoiser:
         coverage = [0.0] * length
         windows = [window.frames for n in numbers if n not in known for window in call.jobs[n]]
         for _, controls in self._calls:
-            controls.start_step(step, num_steps, windows, lambda frame: self.windows.group_of(call, frame))
+            # no reference to this object, or both would live on until Python looks for circles
+            controls.start_step(step, num_steps, windows, partial(self.windows.group_of, call))
         done = 0
         for number in numbers:
             if number not in known:

@@ -11,19 +11,23 @@ from typing import Any
 
 from ..errors import MuseVError
 from ..file_names import existing_file, shown
+from .audio import Sound, SoundTrack
 from .decoders import DEMUXERS, open_source
 from .encoders import ENCODERS, MUXER_OPTIONS
 
 log = logging.getLogger(__name__)
 
 
-def join_videos(path: Path, parts: Sequence[Path], *, fps: float) -> None:
+def join_videos(path: Path, parts: Sequence[Path], *, fps: float, sound: Sound | None = None) -> None:
     """Writes the frames of `parts`, one file after another, `fps` of them a second, and replaces what is at `path`.
 
     Files of one encoder are joined as they are. If they differ in how they were encoded, everything is encoded again.
 
+    Args:
+        sound: what is heard with it, cut to its length; sound of the parts is dropped.
+
     Raises:
-        MuseVError: a part is no mp4 of ours, or their sizes differ.
+        MuseVError: a part is no mp4 of ours, their sizes differ, or there is no sound.
         FFmpegError, OSError: the file cannot be written.
     """
     for part in parts:
@@ -35,13 +39,17 @@ def join_videos(path: Path, parts: Sequence[Path], *, fps: float) -> None:
         raise MuseVError(f"Only frames of one size can be joined, got {told} (height x width).")
     rate = Fraction(fps).limit_denominator(1001)
     if len(set(formats)) == 1:
-        _join_packets(path, parts, rate)
+        _join_packets(path, parts, rate, sound)
         return
     log.warning("the parts of %s come from different encoders, so all is encoded again", shown(path))
-    encoder = ENCODERS[".mp4"](path, sizes[0], rate, 17)
+    whole = path if sound is None else path.with_name(f"silent.{path.name}")
+    encoder = ENCODERS[".mp4"](whole, sizes[0], rate, 17)
     for frame in itertools.chain.from_iterable(open_source(part).frames(0, 1) for part in parts):
         encoder.add(frame.numpy())
     encoder.close()
+    if sound is not None:
+        _join_packets(path, [whole], rate, sound)
+        whole.unlink()
 
 
 def range_ending(first: int, stop: int) -> str:
@@ -100,7 +108,7 @@ def _stream(stack: ExitStack, part: Path) -> Any:
     return streams[0]
 
 
-def _join_packets(path: Path, parts: Sequence[Path], rate: Fraction) -> None:
+def _join_packets(path: Path, parts: Sequence[Path], rate: Fraction, sound: Sound | None) -> None:
     import av
 
     # a packet is decoded as many frames before it is shown as the parts need at most; a short part alone needs none
@@ -108,12 +116,19 @@ def _join_packets(path: Path, parts: Sequence[Path], rate: Fraction) -> None:
     delay = max(i - number for i, number in enumerate(shown_at))
     with av.open(str(path.absolute()), "w", format="mp4", options=MUXER_OPTIONS["mp4"]) as output:
         target: Any = None
+        track: SoundTrack | None = None
         for i, (packet, number) in enumerate(_packets(parts, rate)):
             if target is None:
                 target = output.add_stream_from_template(packet.stream)
+                if sound is not None:
+                    track = SoundTrack(output, sound, float(len(shown_at) / rate))
             packet.pts, packet.dts = (round(n / rate / packet.time_base) for n in (number, i - delay))
             packet.stream = target
+            if track is not None:
+                track.write_until(float(i / rate))
             output.mux(packet)
+        if track is not None:
+            track.write_until(None)
 
 
 def _packets(parts: Sequence[Path], rate: Fraction) -> Iterator[tuple[Any, int]]:

@@ -31,6 +31,7 @@ import torch
 from ..errors import MuseVError
 from ..file_names import long_path, made_folder, shown
 from ..locks import alone_with
+from .audio import Sound
 from .decoders import open_source
 from .encoders import ENCODERS, Encoder, PngFolder, frame_name
 from .folders import replace_folder, to_disk
@@ -44,6 +45,7 @@ from .video import VideoWriter, unique_path
 log = logging.getLogger(__name__)
 
 SEGMENT = 48  # frames of a segment, the most that is lost
+_ROOM = 50_000_000  # bytes on the disk for a start
 _PARTIAL_EVERY = 60.0  # seconds between two partial files
 
 
@@ -62,6 +64,7 @@ class ResumableVideo:
         path, fps, crf: as those of `VideoWriter`.
         facts: what decides the frames, all that JSON can say. Only a run with the same facts goes on.
         images: make a folder of PNG files as well, named as the video without its suffix.
+        sound: what is heard with an mp4.
         overwrite: replace a finished video at `path`, and an unfinished one with other facts.
         resume: go on with frames that are there; False makes them anew.
 
@@ -73,7 +76,7 @@ class ResumableVideo:
 
     Raises:
         MuseVError: on construction, before anything is made: as `VideoWriter`; also an unfinished video of the same
-            name with other facts.
+            name with other facts, or a full disk.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class ResumableVideo:
         fps: float,
         facts: Mapping[str, Any],
         images: bool = False,
+        sound: Sound | None = None,
         overwrite: bool = False,
         resume: bool = True,
         crf: int = 17,
@@ -91,12 +95,19 @@ class ResumableVideo:
         self.path = self._target = Path(path)
         self.folder = self._target.with_name(self._target.name + SUFFIX)
         self._fps, self._crf, self._overwrite, self._resume = fps, crf, overwrite, resume
+        self.sound = sound
         self._suffixes = [self._target.suffix] + ([""] if images and self._target.suffix else [])
         self._facts = identity(facts, fps=fps, images=images)
         found = self._found()
         if found is None or found.state != FINISHING:  # then some outputs may be in their places
             for suffix in self._suffixes:
                 VideoWriter(self._target.with_suffix(suffix), fps=fps, overwrite=overwrite, crf=crf)
+        free = shutil.disk_usage(long_path(self._target.absolute().parent)).free
+        if free < _ROOM:
+            raise MuseVError(
+                f"Only {free / 1e6:.0f} MB are free on the disk of {shown(self.path)}, and {_ROOM / 1e6:.0f} are needed "
+                "for a start. Make room, or choose another disk."
+            )
         self.choices = {} if found is None else found.choices
         self.checkpoint = TensorFolder(self.folder)
         self.frame_count = 0
@@ -280,6 +291,7 @@ class ResumableVideo:
         run = self._run
         if run is None:
             return
+        self.frame_count = self._finished(run)  # a signal may come between a file and its count
         if self.frame_count == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
@@ -347,13 +359,20 @@ class ResumableVideo:
     def _make_whole(self, run: RunFile) -> None:
         for suffix in filter(None, self._suffixes):
             part = self.folder / f"whole.part{suffix}"
-            if self._in_frames:
-                with VideoWriter(part, fps=self._fps, crf=self._crf, overwrite=True) as writer:
-                    for frame in open_source(self.folder / "frames").frames(0, 1):
-                        writer.write(frame[None])
+            parts = [self._encoded(suffix)] if self._in_frames else self._segments(run)
+            if suffix == ".mp4":
+                join_videos(part, parts, fps=self._fps, sound=self.sound)
             else:
-                join_videos(part, self._segments(run), fps=self._fps)
+                os.replace(parts[0], part)
             to_disk(part, self._whole(suffix))
+
+    def _encoded(self, suffix: str) -> Path:
+        """All frames in a file."""
+        path = self.folder / f"encoded.part{suffix}"
+        with VideoWriter(path, fps=self._fps, crf=self._crf, overwrite=True) as writer:
+            for frame in open_source(self.folder / "frames").frames(0, 1):
+                writer.write(frame[None])
+        return path
 
     def _publish(self, suffix: str) -> None:
         whole, target = self._whole(suffix), self._target.with_suffix(suffix)

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ..encode.vae import decoding_dtype, fitting_batch
 from ..errors import MuseVError
+from ..frames.audio import Sound, has_sound
 from ..frames.joining import range_ending
 from ..frames.run_file import RunFile, unfinished
 from ..frames.segments import ResumableVideo, identity
+from ..frames.video import frame_rate
 from ..pipeline import PART, MuseVPipeline, Observer
 from ..values import SEEDS
 from .results import frame_count, output_name, result_facts
@@ -31,6 +33,8 @@ class Output:
         folder: it may not exist yet.
         suffix: .mp4, .gif, .webp, or none for a folder of PNG files.
         images: make such a folder as well.
+        audio: what is heard: a file, "source" for the driving video's, "none", or None for the driving video's where it
+            plays as fast as the result.
         frames: only these of every video, as a file of their own; None stands for the first, or for all that follow.
         overwrite: make and replace what exists already.
         resume: go on with what another run has begun.
@@ -40,6 +44,7 @@ class Output:
     folder: Path
     suffix: str = ".mp4"
     images: bool = False
+    audio: Path | str | None = None
     frames: tuple[int | None, int | None] = (None, None)
     overwrite: bool = False
     resume: bool = True
@@ -82,6 +87,9 @@ def open_jobs(
     shown: dict[str, Any] = {"n_cols": output.n_cols, "write_info": task.name if output.write_info else False}
     if ending:
         shown["frames"] = frames
+    sound = None if ending or output.suffix != ".mp4" else _sound(task, output)
+    if sound is not None:
+        shown["audio"] = [sound.path.name, sound.delay]
     whole = identity({**facts, **shown}, fps=task.fps, images=output.images)
     # an original noise is drawn at once for the whole clip, so nothing of it can be made later
     resume = output.resume and task.noise_draw != "original"
@@ -96,7 +104,13 @@ def open_jobs(
             log.info("%s exists and is skipped (--overwrite makes it anew)", target)
             continue
         video = ResumableVideo(
-            target, fps=task.fps, facts=whole, images=output.images, overwrite=output.overwrite, resume=resume
+            target,
+            fps=task.fps,
+            facts=whole,
+            images=output.images,
+            sound=sound,
+            overwrite=output.overwrite,
+            resume=resume,
         )
         yield Job(task, seed, video, frames)
 
@@ -117,6 +131,31 @@ def _range(task: Task, output: Output) -> tuple[tuple[int, int | None], str]:
             "--frames: the original draws the noise of a whole clip at once; take noise_draw: frames for a part of it."
         )
     return (first, None if stop is None else last), range_ending(first, last)
+
+
+def _sound(task: Task, output: Output) -> Sound | None:
+    """What is heard with the video of a task."""
+    choice = output.audio
+    if choice == "none":
+        return None
+    if isinstance(choice, Path):
+        if not has_sound(choice):
+            raise MuseVError(f"--audio: {choice} has no sound.")
+        return Sound(choice)
+    source = task.video_path
+    if source is None or not has_sound(source):
+        return None
+    rate = frame_rate(source) / task.sample_rate
+    if abs(rate / task.fps - 1) > 0.01:
+        told = f"task {task.name}: {source.name} plays {rate:g} of its frames a second, the result {task.fps:g}"
+        if choice is None:
+            log.info("%s; its sound is left out (--audio source takes it all the same, or fps: %g)", told, rate)
+            return None
+        log.warning("%s: its sound goes another way than the pictures", told)
+    before = len(task.conditions) if task.needs_condition_map else 0
+    if task.condition_images_index is not None:  # only those which stand before the first driving frame
+        before = next(i for i in range(before + 1) if i == before or i not in task.condition_images_index)
+    return Sound(source, delay=before / task.fps)
 
 
 def _begun_seeds(output: Output, facts: Mapping[str, Any]) -> list[int]:
