@@ -105,8 +105,8 @@ class ResumableVideo:
         free = shutil.disk_usage(long_path(self._target.absolute().parent)).free
         if free < _ROOM:
             raise MuseVError(
-                f"Only {free / 1e6:.0f} MB are free on the disk of {shown(self.path)}, and {_ROOM / 1e6:.0f} are needed "
-                "for a start. Make room, or choose another disk."
+                f"Only {free / 1e6:.0f} MB are free on the disk of {shown(self.path)}, and {_ROOM / 1e6:.0f} are "
+                "needed for a start. Make room, or choose another disk."
             )
         self.choices = {} if found is None else found.choices
         self.checkpoint = TensorFolder(self.folder)
