@@ -96,6 +96,17 @@ def test_counting_decodes_nothing(film, monkeypatch):
     assert decoders.open_source(film).count() == 30
 
 
+def test_packets_that_do_not_fit_the_duration_are_not_believed(tmp_path, monkeypatch):
+    from musev_core.frames import decoders
+
+    source = decoders.open_source(write_video(tmp_path / "film.mp4", pictures(30), fps=8))
+    demux = []
+    frames = source.frames
+    monkeypatch.setattr(source, "fps", 4)  # as if every packet were a field
+    monkeypatch.setattr(source, "frames", lambda start, stride: (demux.append(1), frames(start, stride))[1])
+    assert source.count() == 30 and demux == [1]
+
+
 def test_frames_in_memory_are_a_source():
     frames = pictures(4)
     source = as_source(frames)

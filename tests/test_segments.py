@@ -178,9 +178,12 @@ def test_another_request_of_the_same_name_is_told_what_changed(tmp_path):
     assert make(path, frames, facts=other, overwrite=True)[1] == 0
 
 
-def test_beginning_anew(tmp_path):
+def test_beginning_anew(tmp_path, caplog):
     path, frames = tmp_path / "film.mp4", clip(19)
     stopped(path, frames, stop=12)
+    caplog.clear()
+    stopped(path, frames, stop=12, resume=False)
+    assert "8 of 19 frames are finished" in caplog.text and "goes on" not in caplog.text
     assert make(path, frames.flip(0), resume=False)[1] == 0
     assert read_video(path).frames[0].float().mean() == pytest.approx(frames[-1].float().mean(), abs=8)
     with pytest.raises(MuseVError, match="exists already"):
@@ -310,6 +313,27 @@ def test_a_video_with_its_frames(tmp_path):
     assert torch.equal(read_video(tmp_path / "film").frames, frames)
     plain = write_video(tmp_path / "plain.mp4", frames, fps=8)
     assert torch.equal(read_video(video.path).frames, read_video(plain).frames)
+
+
+def test_a_finished_video_that_is_not_in_its_place_yet_is_never_removed(tmp_path, monkeypatch):
+    def killed(video, suffix):
+        if suffix:
+            raise Killed
+        publish(video, suffix)
+
+    publish, frames = ResumableVideo._publish, clip(9)
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableVideo, "_publish", killed)
+        stopped(tmp_path / "film.mp4", frames, images=True)
+    assert names(tmp_path) == ["film", "film.mp4.parts"]
+    with (
+        pytest.raises(Killed),
+        ResumableVideo(tmp_path / "film.mp4", fps=8, facts=FACTS, images=True) as video,
+    ):
+        assert video.begin(9, {}, {}) == 9
+        raise Killed
+    assert make(tmp_path / "film.mp4", frames, images=True)[1] == 9
+    assert names(tmp_path) == ["film", "film.mp4"] and len(read_video(tmp_path / "film.mp4").frames) == 9
 
 
 def test_a_folder_that_is_replaced_keeps_what_is_no_frame(tmp_path):

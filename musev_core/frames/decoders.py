@@ -59,7 +59,9 @@ class VideoFile:
             self._index, self.fps = stream.index, _rate(stream)
 
     def count(self) -> int:
-        """How many frames there are, without decoding any: damage is not seen.
+        """How many frames there are: by the packets, without decoding any.
+
+        Where these do not fit the duration (fields instead of frames, a beginning that an editor hid), by decoding.
 
         Raises:
             MuseVError: the file cannot be read to its end.
@@ -67,10 +69,15 @@ class VideoFile:
         from av.error import FFmpegError
 
         with self._opened() as container:
+            stream = container.streams[self._index]
             try:
-                return sum(bool(packet.size) for packet in container.demux(container.streams[self._index]))
+                packets = sum(bool(packet.size) for packet in container.demux(stream))
             except (FFmpegError, OSError, ValueError) as error:
                 raise MuseVError(f"{shown(self.path)} cannot be read: {error}") from error
+            seconds = float(stream.duration * stream.time_base) if stream.duration else 0
+        if seconds and abs(packets - seconds * self.fps) > 1 + packets / 100:
+            return sum(1 for _ in self.frames(0, 1))
+        return packets
 
     def frames(self, start: int, stride: int) -> Iterator[torch.Tensor]:
         """Frames `start`, `start + stride`, ...: uint8 `(H, W, 3)`, upright, with square pixels, all of one size.

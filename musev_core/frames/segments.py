@@ -289,7 +289,9 @@ class ResumableVideo:
             with contextlib.suppress(OSError, FFmpegError):
                 self._segment.abort()
         run = self._run
-        if run is None:
+        if (
+            run is None or run.state == FINISHING
+        ):  # nothing was begun; or all is there, and the next run puts it in place
             return
         self.frame_count = self._finished(run)  # a signal may come between a file and its count
         if self.frame_count == 0:
@@ -297,11 +299,11 @@ class ResumableVideo:
             return
         partial = self._join_partial(run)
         log.warning(
-            "%d of %d frames are finished and kept%s. The same command goes on from frame %d.",
+            "%d of %d frames are finished and kept%s.%s",
             self.frame_count,
             run.frames,
             f" in {shown(self.folder)}" if partial is None else f"; {shown(partial)} shows them",
-            self.frame_count,
+            f" The same command goes on from frame {self.frame_count}." if self._resume else "",
         )
 
     @property

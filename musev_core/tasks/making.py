@@ -185,7 +185,7 @@ def make_video(
         writing: passes frames on while it counts them, given the first number and that of all.
     """
     task, video = job.task, job.video
-    log.info("task %s, seed %d", task.name, job.seed)
+    log.info("task %s, seed %d: %s", task.name, job.seed, video.path)
     with video:
         request = video_request(
             task, controlnets=controlnets, annotators=annotators, device=pipeline.device, scheduler=scheduler
