@@ -193,6 +193,10 @@ def test_the_driving_video_is_heard_where_it_plays_in_time(dance, caplog):
     assert chosen(dance, own) == Sound(own)
     with pytest.raises(MuseVError, match="--audio: .*film.mp4 has no sound"):
         chosen(dance, dance / "film.mp4")
+    with pytest.raises(MuseVError, match="--audio: these files have no sound; take save_filetype mp4"):
+        chosen(dance, own, suffix=".gif")
+    with pytest.raises(MuseVError, match="--audio: parts of a video have no sound; give it to musev join"):
+        chosen(dance, "source", frames=(0, 3))
     # a picture before the driving frames
     before = {"condition_images": picture, "video_has_condition": False}
     assert chosen(dance, **before) == Sound(source, delay=1 / 24)

@@ -46,7 +46,7 @@ class TerminalProgress:
 
     def writing(self, parts: Iterable[Tensor], first: int, total: int) -> Iterator[Tensor]:
         """Passes frames on while counting them from `first`; the runs of the pipeline are told beside the count."""
-        self._open(f"making {total} frames", total, first)
+        self._open(f"making {total} frames", total, first, unit=" frames")
         self._counts_frames = True
         for part in parts:
             yield part
@@ -59,7 +59,7 @@ class TerminalProgress:
             self._bar.close()
         self._bar, self._run, self._counts_frames = None, "", False
 
-    def _open(self, title: str, total: int, done: int = 0) -> None:
+    def _open(self, title: str, total: int, done: int = 0, *, unit: str = "it") -> None:
         from tqdm import tqdm
 
         self.close()
@@ -67,5 +67,11 @@ class TerminalProgress:
             log.info("%s", title)
         layout = "{desc}" if total == 0 else None
         self._bar = tqdm(
-            total=total or None, initial=done, desc=title, bar_format=layout, disable=None, dynamic_ncols=True
+            total=total or None,
+            initial=done,
+            desc=title,
+            unit=unit,
+            bar_format=layout,
+            disable=None,
+            dynamic_ncols=True,
         )

@@ -87,7 +87,7 @@ def open_jobs(
     shown: dict[str, Any] = {"n_cols": output.n_cols, "write_info": task.name if output.write_info else False}
     if ending:
         shown["frames"] = frames
-    sound = None if ending or output.suffix != ".mp4" else _sound(task, output)
+    sound = _sound(task, output, part=bool(ending))
     if sound is not None:
         shown["audio"] = [sound.path.name, sound.delay]
     whole = identity({**facts, **shown}, fps=task.fps, images=output.images)
@@ -133,10 +133,17 @@ def _range(task: Task, output: Output) -> tuple[tuple[int, int | None], str]:
     return (first, None if stop is None else last), range_ending(first, last)
 
 
-def _sound(task: Task, output: Output) -> Sound | None:
+def _sound(task: Task, output: Output, *, part: bool) -> Sound | None:
     """What is heard with the video of a task."""
     choice = output.audio
     if choice == "none":
+        return None
+    if output.suffix != ".mp4" or part:
+        if choice is not None:
+            where = (
+                "give it to musev join, which makes the whole" if part else "take save_filetype mp4, or leave it out"
+            )
+            raise MuseVError(f"--audio: {'parts of a video' if part else 'these files'} have no sound; {where}.")
         return None
     if isinstance(choice, Path):
         if not has_sound(choice):
