@@ -13,8 +13,8 @@ from support import published
 from musev_core.frames.image_files import save_image
 
 TESTS = Path(__file__).parent
-FRAMES = int(os.environ.get("MUSEV_LONG", "1200"))
-MEASURED = 400  # frames, after which everything is warm
+FRAMES = int(os.environ.get("MUSEV_LONG", "800"))
+MEASURED = 300  # frames, after which everything is warm
 
 # A video from the command line's own parts, in a process of its own: what it holds after `MEASURED` frames, and more
 # than that at any later time, in bytes.
