@@ -79,11 +79,26 @@ def test_only_patches_in_front_keep_them_apart(name, moving, rows):
     assert (out - expected).abs().max() < 1e-4 * expected.std()
 
 
+def halves() -> list[list]:
+    places = (("left", 0), ("right", 32))
+    return [ConditioningSetArea().append(prompt(name), 32, 64, x, 0, 1.0)[0] for name, x in places]
+
+
+def test_prompts_for_areas_beside_one_for_the_whole_picture(moving, rows):
+    """That one is evaluated by itself; the halves share nothing all the same."""
+    left, right = halves()
+    positive = left + right + prompt("a field")
+    out = sample(moving, CLIP, steps=1, cfg=1.0, positive=positive)
+    assert sorted(rows["conv_in"]) == [3, 6]
+    one_by_one = moving.clone()
+    one_by_one.add_object_patch("memory_usage_factor", 1e12)
+    expected = sample(one_by_one, CLIP, steps=1, cfg=1.0, positive=positive)
+    assert (out - expected).abs().max() < 1e-4 * expected.std()
+
+
 def test_prompts_for_areas_keep_them_apart(moving, rows):
     """Two halves of a picture have the same size, and go through the network side by side."""
-    left, right = (
-        ConditioningSetArea().append(prompt(name), 32, 64, x, 0, 1.0)[0] for name, x in (("left", 0), ("right", 32))
-    )
+    left, right = halves()
     out = sample(moving, CLIP, steps=1, cfg=1.0, positive=left + right)
     assert torch.isfinite(out).all()
     assert rows == {"conv_in": [6], "conv_out": [6]}
