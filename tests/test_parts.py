@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support import golden_models as models
 from support.numbers import det, det_image
@@ -83,6 +83,7 @@ def check_dependencies(calls, planned_parts, known, per_frame):
 CLIPS = (SETTINGS, st.integers(1, 60), st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.booleans())
 
 
+@example({"length": 2, "overlap": 0, "schedule": "uniform", "stride": 2, "shift": 0}, 8, 1, 1, 1, True)
 @given(*CLIPS)
 def test_a_part_has_all_that_its_frames_depend_on(windows, frames, length, steps, per_call, per_frame):
     calls = ClipWindows(frames, [], WindowOptions(**windows), per_call).calls(steps)

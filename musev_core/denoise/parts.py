@@ -231,7 +231,7 @@ def _cone(
         chosen = call.jobs_over(start, last)
         jobs.append(tuple(chosen))
         spans = [call.spans[number] for number in chosen]
-        if alone and per_frame:
+        if per_frame:  # of scattered windows, they go beyond the window
             groups = [call.group_of(frame) for number in chosen for frame in call.frames_of(number)]
             spans += [(min(group), max(group) + 1) for group in dict.fromkeys(groups)]
         if alone:
