@@ -193,5 +193,5 @@ def killed_at_random(runs: Runs, unbroken, out: Path, count: int, seed: int) -> 
 
 @pytest.mark.slow
 def test_a_film_survives_kills_at_random_moments(runs, unbroken, tmp_path):
-    count = int(os.environ.get("MUSEV_KILLS", "10"))
+    count = int(os.environ.get("MUSEV_KILLS", "6"))
     assert killed_at_random(runs, unbroken, tmp_path, count=count, seed=count) > 1
