@@ -42,3 +42,12 @@ def alone_with(path: Path, work: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_free(path: Path) -> bool:
+    """Whether no other process has the lock of a path at this moment."""
+    try:
+        with alone_with(path, "looking"):
+            return True
+    except MuseVError:
+        return False

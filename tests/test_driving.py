@@ -79,6 +79,12 @@ def test_frames_that_are_not_there(film):
             source.take(numbers)
 
 
+@pytest.mark.parametrize("options", [{"stride": 0}, {"stride": -1}])
+def test_a_stride_that_is_none(film, options):
+    with pytest.raises(MuseVError, match="stride must be 1 or more"):
+        FileFrames(film, **options)
+
+
 def test_a_file_that_ends_before_its_count_shows_its_last_frame(film, monkeypatch, caplog):
     monkeypatch.setattr("musev_core.frames.decoders.VideoFile.count", lambda self: 33)
     monkeypatch.setattr("musev_core.frames.decoders.PictureFolder.count", lambda self: 33)

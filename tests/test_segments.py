@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -18,10 +19,14 @@ from PIL import Image, ImageSequence
 from musev_core.errors import MuseVError
 from musev_core.frames import segments
 from musev_core.frames.image_files import load_image
-from musev_core.frames.run_file import RunFile, differences, unfinished
+from musev_core.frames.joining import join_videos
+from musev_core.frames.run_file import RunFile, differences, run_folder, unfinished
 from musev_core.frames.segments import ResumableVideo
 from musev_core.frames.tensor_folder import TensorFolder
 from musev_core.frames.video import frame_rate, read_video, write_video
+from musev_core.locks import is_free
+from musev_core.tasks.making import Job, Output, open_jobs
+from musev_core.tasks.task import Task
 
 FACTS = {"prompt": "a girl", "networks": {"unet": "musev"}}
 KINDS = pytest.mark.parametrize("name", ["film.mp4", "film.gif", "film.webp", "film"])
@@ -435,3 +440,61 @@ def test_tensors_by_name(tmp_path):
 def test_differences_are_told_by_name():
     assert differences(FACTS, json.loads(json.dumps(FACTS))) == ""
     assert differences({"a": 1}, {"b": "x" * 99}) == f'a was 1 and is not given, b was not given and is "{"x" * 56}...'
+
+
+# ---- which videos a task goes on with
+
+
+def jobs(folder: Path, name: str, repeats: int = 1, first_seed: int = 100) -> list[Job]:
+    task = Task(name=name, prompt="a girl", height=64, width=64, n_repeat=repeats)
+    new = itertools.count(first_seed)
+    return list(
+        open_jobs(
+            task, Output(folder), model="m", networks={}, random_seed=lambda: next(new), turns=itertools.repeat(True)
+        )
+    )
+
+
+def stop(job: Job) -> None:
+    with pytest.raises(Killed), job.video as video:
+        video.begin(19, {"seed": job.seed}, {})
+        video.write(clip(12))
+        raise Killed
+
+
+def test_a_task_without_a_seed_goes_on_with_its_own_unfinished_videos(tmp_path):
+    (begun,) = jobs(tmp_path, "one")
+    stop(begun)
+    assert [job.seed for job in jobs(tmp_path, "one", repeats=2, first_seed=7)] == [begun.seed, 7]
+    assert jobs(tmp_path, "one")[0].video.path == begun.video.path
+    # the same request under another name is another video
+    (other,) = jobs(tmp_path, "two", first_seed=7)
+    assert other.seed == 7 and other.video.path != begun.video.path
+
+
+def test_a_video_on_which_another_run_works_is_left_to_it(tmp_path):
+    (begun,) = jobs(tmp_path, "one")
+    stop(begun)
+    code = (
+        "import sys, time; from pathlib import Path; from musev_core.locks import alone_with\n"
+        "with alone_with(Path(sys.argv[1]), 'making a video'): print('locked', flush=True); time.sleep(60)"
+    )
+    folder = run_folder(begun.video.path)
+    assert is_free(folder)
+    other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "locked\n" and not is_free(folder)
+        (new,) = jobs(tmp_path, "one", first_seed=7)
+        assert new.seed == 7 and new.video.path != begun.video.path
+    finally:
+        other.kill()
+        other.wait()
+    assert jobs(tmp_path, "one")[0].video.path == begun.video.path
+
+
+def test_parts_from_multiples_of_a_segment_join_to_the_very_file(tmp_path):
+    frames = clip(27)
+    whole, _ = make(tmp_path / "whole.mp4", frames)
+    parts = [make(tmp_path / f"{a}.mp4", frames[a:b])[0].path for a, b in ((0, 16), (16, 27))]
+    join_videos(tmp_path / "joined.mp4", parts, fps=8)
+    assert (tmp_path / "joined.mp4").read_bytes() == whole.path.read_bytes()

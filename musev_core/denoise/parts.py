@@ -203,9 +203,10 @@ def parts(
         raise MuseVError(f"a part must have at least 1 frame, got {length}")
     begin, end = frames or (0, calls[0].num_generated)
     # windows which hold frames from all over the clip leave nothing to a later part
-    together = length is None or (begin > 0 and any(call.scattered for call in dict.fromkeys(calls)))
-    for first in range(begin, end, max(end - begin, 1) if together or length is None else length):
-        last = end if together or length is None else min(first + length, end)
+    if length is None or (begin > 0 and any(call.scattered for call in dict.fromkeys(calls))):
+        length = end - begin
+    for first in range(begin, end, length):
+        last = min(first + length, end)
         start = _start(calls, first, per_frame)
         jobs, start, stop = _cone(calls, start, last, alone=first == begin, per_frame=per_frame)
         following = _start(calls, last, per_frame) if last < end else calls[0].num_generated

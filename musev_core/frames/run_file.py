@@ -40,7 +40,7 @@ class RunFile:
     @staticmethod
     def exists(video: Path) -> bool:
         """Whether a video is unfinished, or a run that was finishing it has been killed."""
-        return (video.with_name(video.name + SUFFIX) / "run.json").exists()
+        return (run_folder(video) / "run.json").exists()
 
     @classmethod
     def read(cls, folder: Path) -> "RunFile":
@@ -77,6 +77,11 @@ class RunFile:
         """The process that worked on it last: "process 12 on studio"."""
         last = self.runs[-1] if self.runs else {}
         return f"process {last.get('process', '?')} on {last.get('host', '?')}"
+
+
+def run_folder(video: Path) -> Path:
+    """Where the parts of an unfinished video are."""
+    return video.with_name(video.name + SUFFIX)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ from .folders import replace_folder, to_disk
 from .image_files import save_image
 from .images import to_uint8
 from .joining import join_videos
-from .run_file import FINISHING, SUFFIX, RunFile, differences
+from .run_file import FINISHING, RunFile, differences, run_folder
 from .tensor_folder import TensorFolder
 from .video import VideoWriter, unique_path
 
@@ -93,7 +93,7 @@ class ResumableVideo:
     ):
         """Checks the arguments, and looks for an unfinished video of this name."""
         self.path = self._target = Path(path)
-        self.folder = self._target.with_name(self._target.name + SUFFIX)
+        self.folder = run_folder(self._target)
         self._fps, self._crf, self._overwrite, self._resume = fps, crf, overwrite, resume
         self.sound = sound
         self._suffixes = [self._target.suffix] + ([""] if images and self._target.suffix else [])
@@ -289,10 +289,8 @@ class ResumableVideo:
             with contextlib.suppress(OSError, FFmpegError):
                 self._segment.abort()
         run = self._run
-        if (
-            run is None or run.state == FINISHING
-        ):  # nothing was begun; or all is there, and the next run puts it in place
-            return
+        if run is None or run.state == FINISHING:
+            return  # nothing was begun; or all is there, and the next run puts it in its place
         self.frame_count = self._finished(run)  # a signal may come between a file and its count
         if self.frame_count == 0:
             shutil.rmtree(self.folder, ignore_errors=True)

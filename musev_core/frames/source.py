@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import MuseVError
 from ..file_names import shown
-from .decoders import open_source
+from .video import checked_source
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class FileFrames:
     def __init__(self, path: str | Path, *, stride: int = 1, max_frames: int | None = None):
         """Counts the frames, and reads the first."""
         self.path, self._stride = Path(path), stride
-        self._source = open_source(self.path)
+        self._source = checked_source(self.path, stride, 0)
         count = -(-self._source.count() // stride)
         self._count = count if max_frames is None else min(count, max_frames)
         self._kept: dict[int, Tensor] = {}

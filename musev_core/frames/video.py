@@ -49,7 +49,7 @@ def read_video(path: str | Path, *, stride: int = 1, start: int = 0, max_frames:
     """
     if max_frames is not None and max_frames < 1:
         raise MuseVError(f"max_frames must be 1 or more, got {max_frames}.")
-    source = _source(path, stride, start)
+    source = checked_source(path, stride, start)
     frames = list(itertools.islice(source.frames(start, stride), max_frames))
     return Video(torch.stack(frames), source.fps / stride)
 
@@ -63,7 +63,7 @@ def iter_frames(path: str | Path, *, stride: int = 1, start: int = 0) -> Iterato
         MuseVError: at once for a stride below 1, a negative start, a missing file, one without pictures or with frames
             beyond 8K; while reading for a damaged file, or if the video ends before `start`.
     """
-    return _source(path, stride, start).frames(start, stride)
+    return checked_source(path, stride, start).frames(start, stride)
 
 
 def frame_rate(path: str | Path) -> float:
@@ -75,7 +75,8 @@ def frame_rate(path: str | Path) -> float:
     return open_source(Path(path)).fps
 
 
-def _source(path: str | Path, stride: int, start: int) -> VideoFile | PictureFolder:
+def checked_source(path: str | Path, stride: int, start: int) -> VideoFile | PictureFolder:
+    """A video whose frames `start`, `start + stride`, ... can be asked for; raises as `iter_frames` does at once."""
     if stride < 1 or start < 0:
         raise MuseVError(f"stride must be 1 or more and start 0 or more, got stride {stride} and start {start}.")
     return open_source(Path(path))

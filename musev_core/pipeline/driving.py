@@ -108,7 +108,7 @@ class ClipHints:
 
 
 class ClipLatents:
-    """Latents of a clip's generated frames, see `denoise.control`; a group of frames is encoded when it is needed.
+    """Latents of a clip's generated frames, see `request.LatentFrames`; a group of frames is encoded when it is needed.
 
     Args:
         timeline: the number of each generated frame on the timeline.

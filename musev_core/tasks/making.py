@@ -13,9 +13,10 @@ from ..encode.vae import decoding_dtype, fitting_batch
 from ..errors import MuseVError
 from ..frames.audio import Sound, has_sound
 from ..frames.joining import range_ending
-from ..frames.run_file import RunFile, unfinished
+from ..frames.run_file import RunFile, run_folder, unfinished
 from ..frames.segments import ResumableVideo, identity
 from ..frames.video import frame_rate
+from ..locks import is_free
 from ..pipeline import PART, MuseVPipeline, Observer
 from ..values import SEEDS
 from .results import frame_count, output_name, result_facts
@@ -93,13 +94,16 @@ def open_jobs(
     whole = identity({**facts, **shown}, fps=task.fps, images=output.images)
     # an original noise is drawn at once for the whole clip, so nothing of it can be made later
     resume = output.resume and task.noise_draw != "original"
-    begun = _begun_seeds(output, whole) if resume and task.seed is None else []
+
+    def place(seed: int) -> Path:
+        return output.folder / f"{output_name(task, facts, model=model, seed=seed)}{ending}{output.suffix}"
+
+    begun = _begun_seeds(output, whole, place) if resume and task.seed is None else []
     for repeat in range(task.n_repeat):
         if not next(turns):
             continue
         seed = begun.pop(0) if begun else random_seed() if task.seed is None else (task.seed + repeat) % SEEDS
-        name = output_name(task, facts, model=model, seed=seed)
-        target = output.folder / f"{name}{ending}{output.suffix}"
+        target = place(seed)
         if target.exists() and not output.overwrite and not RunFile.exists(target):
             log.info("%s exists and is skipped (--overwrite makes it anew)", target)
             continue
@@ -139,11 +143,10 @@ def _sound(task: Task, output: Output, *, part: bool) -> Sound | None:
     if choice == "none":
         return None
     if output.suffix != ".mp4" or part:
+        if choice is not None and part:
+            raise MuseVError("--audio: parts of a video have no sound; give it to musev join, which makes the whole.")
         if choice is not None:
-            where = (
-                "give it to musev join, which makes the whole" if part else "take save_filetype mp4, or leave it out"
-            )
-            raise MuseVError(f"--audio: {'parts of a video' if part else 'these files'} have no sound; {where}.")
+            raise MuseVError("--audio: these files have no sound; take save_filetype mp4, or leave it out.")
         return None
     if isinstance(choice, Path):
         if not has_sound(choice):
@@ -165,11 +168,13 @@ def _sound(task: Task, output: Output, *, part: bool) -> Sound | None:
     return Sound(source, delay=before / task.fps)
 
 
-def _begun_seeds(output: Output, facts: Mapping[str, Any]) -> list[int]:
+def _begun_seeds(output: Output, facts: Mapping[str, Any], place: Callable[[int], Path]) -> list[int]:
+    """The seeds of this task's unfinished videos on which nobody works now."""
     return [
-        run.choices["seed"]
+        seed
         for target, run in unfinished(output.folder)
-        if target.suffix == output.suffix and run.facts == facts and isinstance(run.choices.get("seed"), int)
+        if run.facts == facts and isinstance(seed := run.choices.get("seed"), int) and place(seed) == target
+        if is_free(run_folder(target))
     ]
 
 

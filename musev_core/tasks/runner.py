@@ -171,11 +171,8 @@ def _controls(
             preprocessor = ControlPreprocessor(name, folders=annotators, device=device)
         if preprocessor is not None and image is not None and task.pose_align:
             reference = preprocessor.run(image[:1])
-            maps, condition_map = (
-                align_video(preprocessor, frames.take(range(len(frames))), reference).maps,
-                reference.maps,
-            )
-            preprocessor = None
+            maps = align_video(preprocessor, frames.take(range(len(frames))), reference).maps
+            preprocessor, condition_map = None, reference.maps
         elif preprocessor is not None and image is not None and task.video_is_middle:
             condition_map, preprocessor = preprocessor(image), None
         controls.append(
